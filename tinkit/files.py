@@ -1,0 +1,143 @@
+"""Files written as if the power may fail, and read as if a stranger wrote them.
+
+Writing: a temporary name in the same folder, fsync, rename. Reading arrays: no pickle, and a cap on the size that the
+header announces before anything is allocated. Hashes guard against damage, not against an attacker.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import zipfile
+
+import numpy as np
+
+from tinkit.errors import TinkitError, from_os_error
+
+MAX_ARRAY_BYTES = 1 << 30
+
+
+@contextlib.contextmanager
+def atomic(path, doing=None):
+    """Give a temporary path beside `path`; on success it becomes `path`, on any error it is removed.
+
+    Raises TinkitError for a full disk or a folder that cannot be written.
+    """
+    path = os.fspath(path)
+    partial = "{}.{}.partial".format(path, os.getpid())
+    try:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        yield partial
+        with open(partial, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(partial, path)
+        sync_folder(os.path.dirname(path) or ".")
+    except OSError as error:
+        raise from_os_error(error, doing or "writing {}".format(path)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
+
+
+def sync_folder(folder):
+    """Make a rename in `folder` survive a power cut (where the system can sync folders)."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_text(path, text):
+    with atomic(path) as partial, open(partial, "w", encoding="utf-8") as handle:
+        handle.write(text)
+
+
+def write_json(path, value):
+    write_text(path, json.dumps(value, indent=2, sort_keys=False) + "\n")
+
+
+def read_json(path, what):
+    """Read a JSON object; `what` names the file for the user ("the run's record")."""
+    try:
+        with open(path, encoding="utf-8") as handle:
+            value = json.load(handle)
+    except FileNotFoundError:
+        raise TinkitError("{} is missing.".format(what), where=path) from None
+    except (OSError, ValueError) as error:
+        raise TinkitError("{} cannot be read.".format(what), where=path, seen=str(error)) from None
+    if not isinstance(value, dict):
+        raise TinkitError("{} is not a JSON object.".format(what), where=path, seen=type(value).__name__)
+    return value
+
+
+def write_npz(path, arrays):
+    """Write named arrays, uncompressed and without pickle."""
+    with atomic(path) as partial, open(partial, "wb") as handle:
+        np.savez(handle, **arrays)
+
+
+def read_npz(path, max_bytes=MAX_ARRAY_BYTES):
+    """Read all arrays of an .npz into a dict. Refuses pickles and files that unpack to more than `max_bytes`."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            total = sum(entry.file_size for entry in archive.infolist())
+        if total > max_bytes:
+            raise TinkitError(
+                "The array file is larger than tinkit reads.",
+                where=path,
+                seen="{} bytes unpacked, limit {}".format(total, max_bytes),
+            )
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise TinkitError("The array file is missing.", where=path) from None
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise TinkitError("The array file cannot be read.", where=path, seen=str(error)) from None
+
+
+def sha256_of_file(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        for block in iter(lambda: handle.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256_of_json(value):
+    """The identity of plain data: equal values in any key order have equal hashes."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def folder_lock(folder, what, wait=False):
+    """Hold `folder` for this process: a second tinkit is refused, or waits when `wait` is set.
+
+    The lock is the kernel's (flock on `.lock`), so it is gone when the process dies, however it dies.
+    """
+    import fcntl
+
+    try:
+        os.makedirs(folder, exist_ok=True)
+        handle = open(os.path.join(folder, ".lock"), "a+")  # noqa: SIM115 - closed in the finally below
+    except OSError as error:
+        raise from_os_error(error, "opening {}".format(what)) from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError:
+            handle.seek(0)
+            raise TinkitError(
+                "Another tinkit is using {}.".format(what),
+                where=folder,
+                seen="process {}".format(handle.read().strip() or "unknown"),
+                next_step="wait for it, or choose another folder with --out",
+            ) from None
+        handle.seek(0)
+        handle.truncate()
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
+    finally:
+        handle.close()

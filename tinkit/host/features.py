@@ -1,0 +1,70 @@
+"""One kind of features for every backbone: a global vector, local ones on a grid.
+
+A ViT's global is its class token and its local the patch tokens, both after the final norm. A CNN's local is the map of
+`forward_features`, flattened, and its global the mean of that. Legend: B batch, L positions, D width, C channels.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from tinkit.errors import TinkitError
+
+
+@dataclass
+class Features:
+    """What a network says about a batch. grid is (height, width) of the local positions, L = height * width."""
+
+    global_BD: torch.Tensor
+    local_BLD: torch.Tensor | None = None
+    grid: tuple[int, int] | None = None
+    logits_BC: torch.Tensor | None = None
+    taps: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+def backbone_features(backbone, images_BCHW) -> Features:
+    """`Features` of a timm backbone; raises TinkitError for an output that is neither a map nor tokens."""
+    out = backbone.forward_features(images_BCHW)
+    return features_of(out, backbone, images_BCHW.shape[-2:])
+
+
+def features_of(out, backbone, image_size) -> Features:
+    if not isinstance(out, torch.Tensor) or out.ndim not in (3, 4):
+        raise TinkitError(
+            "The backbone gives features that tinkit cannot read.",
+            seen=f"{type(backbone).__name__}: {tuple(getattr(out, 'shape', ())) or type(out).__name__}",
+            next_step="choose a backbone whose forward_features gives a map (B,C,H,W) or tokens (B,T,D)",
+        )
+    if out.ndim == 4:
+        if getattr(backbone, "output_fmt", None) == "NHWC":
+            out = out.permute(0, 3, 1, 2)
+        local = out.flatten(2).transpose(1, 2)
+        return Features(out.mean((2, 3)), local, tuple(out.shape[-2:]))
+    prefix = getattr(backbone, "num_prefix_tokens", 0)
+    local = out[:, prefix:]
+    has_class_token = prefix > 0 and getattr(backbone, "cls_token", None) is not None
+    global_BD = out[:, 0] if has_class_token else local.mean(1)
+    return Features(global_BD, local, token_grid(backbone, local.shape[1], image_size))
+
+
+def token_grid(backbone, positions, image_size):
+    """(height, width) of a ViT's patch tokens; falls back to the grid of the image's own proportions."""
+    patches = getattr(getattr(backbone, "patch_embed", None), "grid_size", None)
+    if patches and patches[0] * patches[1] == positions:
+        return tuple(patches)
+    height = max(1, round((positions * image_size[0] / image_size[1]) ** 0.5))
+    if positions % height:
+        raise TinkitError("The backbone's tokens do not form a grid.", seen=f"{positions} tokens")
+    return (height, positions // height)
+
+
+def resample_grid(local_BLD, grid, wanted):
+    """Local features on another grid: area average when shrinking, bilinear when growing. (B,L,D) -> (B,L',D)."""
+    if grid == wanted:
+        return local_BLD
+    map_BDHW = local_BLD.transpose(1, 2).unflatten(2, grid)
+    if wanted[0] <= grid[0] and wanted[1] <= grid[1]:
+        map_BDHW = torch.nn.functional.adaptive_avg_pool2d(map_BDHW, wanted)
+    else:
+        map_BDHW = torch.nn.functional.interpolate(map_BDHW, size=wanted, mode="bilinear", align_corners=False)
+    return map_BDHW.flatten(2).transpose(1, 2)

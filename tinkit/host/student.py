@@ -1,0 +1,150 @@
+"""The student: a timm backbone, and for a CNN a linear neck, because a one-sided activation cannot reach signed targets.
+
+`Student` is what is trained; `deploy()` gives what ships: re-parameterised where timm can (FastViT, RepViT, MobileOne),
+in eval mode, with named outputs. Parts that timm runs only after the pooling (mobilenetv4's 960 -> 1280 convolution,
+classifier norms) take no part in the features; they are removed and not counted.
+"""
+
+import copy
+import warnings
+from dataclasses import dataclass
+
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from timm.utils import reparameterize_model
+from torch import nn
+
+from tinkit.errors import TinkitError
+from tinkit.host.features import Features, backbone_features
+from tinkit.host.weights import load_into, read_weights
+from tinkit.pixels import Preprocessing
+from tinkit.recipes import nearest
+
+DEFAULT_DIM = 384  # of a CNN's neck; a ViT keeps its own width
+
+# Export was compared with PyTorch on real pictures for these (benchmarks/students.py); others may work as well.
+PROVEN = (
+    "mobilenetv3_small_100", "mobilenetv4_conv_small", "mobilenetv4_hybrid_medium", "efficientnet_lite0",
+    "efficientvit_b0", "fastvit_t8", "repvit_m1_0", "mobileone_s0", "tiny_vit_5m_224", "edgenext_xx_small",
+    "vit_tiny_patch16_224", "convnext_atto",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StudentSpec:
+    """All that is needed to build the student again. dim is None for a backbone without a neck."""
+
+    architecture: str
+    size: int
+    dim: int | None
+    preprocessing: Preprocessing
+
+
+class Student(nn.Module):
+    """images (B,3,size,size), normalised -> `Features` with global_BD and local_BLD of width `dim`."""
+
+    def __init__(self, backbone, neck, spec: StudentSpec):
+        super().__init__()
+        self.backbone, self.neck, self.spec = backbone, neck, spec
+
+    @property
+    def dim(self):
+        return self.neck.out_features if self.neck is not None else self.backbone.num_features
+
+    def forward(self, images_BCHW) -> Features:
+        features = backbone_features(self.backbone, images_BCHW)
+        if self.neck is None:
+            return features
+        return Features(self.neck(features.global_BD), self.neck(features.local_BLD), features.grid)
+
+    def deploy(self, local=False) -> "Deployed":
+        """A copy for export on the CPU: eval mode, branches folded, train-only parts gone. Outputs as a tuple."""
+        student = copy.deepcopy(self).cpu().eval()
+        student.backbone = reparameterize_model(student.backbone, inplace=True)
+        return Deployed(student, local).eval()
+
+
+class Deployed(nn.Module):
+    """What ships: images -> (embedding_BD,) or (embedding_BD, local_BLD). `output_names` tells which."""
+
+    def __init__(self, student: Student, local: bool):
+        super().__init__()
+        self.student, self.local = student, local
+
+    @property
+    def output_names(self):
+        return ["embedding", "local"] if self.local else ["embedding"]
+
+    def forward(self, images):
+        features = self.student(images)
+        return (features.global_BD, features.local_BLD) if self.local else (features.global_BD,)
+
+
+def build_student(architecture, size=None, dim=None, weights=None) -> Student:
+    """A student by timm name. `size` in pixels (default: the architecture's own); `weights` a file to start from."""
+    if not timm.is_model(architecture):
+        raise TinkitError(
+            "timm has no model of this name.", seen=architecture, next_step=nearest(architecture, timm.list_models())
+        )
+    backbone = create_backbone(architecture, size)
+    if weights is not None:
+        load_into(backbone, read_weights(weights), weights, optional=head_names(backbone))
+    preprocessing = preprocessing_of(backbone, size)
+    _remove_unused(backbone, preprocessing.size)
+    with torch.no_grad():
+        width = backbone_features(backbone.eval(), torch.zeros(1, 3, preprocessing.size, preprocessing.size))
+    is_vit = getattr(backbone, "num_prefix_tokens", 0) > 0
+    wanted = dim if dim is not None else (None if is_vit else DEFAULT_DIM)
+    neck = None if wanted is None else nn.Linear(width.global_BD.shape[1], wanted)
+    return Student(backbone, neck, StudentSpec(architecture, preprocessing.size, wanted, preprocessing))
+
+
+def create_backbone(architecture, size=None):
+    """A timm network without classifier and without weights; a ViT is built for `size`."""
+    options = {}
+    config = timm.get_pretrained_cfg(architecture)
+    if size is not None and config is not None and config.fixed_input_size and size != config.input_size[-1]:
+        options["img_size"] = size
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return timm.create_model(architecture, pretrained=False, num_classes=0, **options)
+    except (TypeError, AssertionError, ValueError, RuntimeError) as error:
+        raise TinkitError(
+            f"timm cannot build {architecture}" + (f" for {size} pixels." if size else "."),
+            seen=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            next_step="choose another --student, or leave its size as it is",
+        ) from None
+
+
+def preprocessing_of(backbone, size=None) -> Preprocessing:
+    """The network's own preprocessing as timm records it, for `size` pixels when given."""
+    config = resolve_model_data_config(backbone)
+    built_for = getattr(getattr(backbone, "patch_embed", None), "img_size", None)
+    native = built_for[0] if built_for else config["input_size"][-1]
+    return Preprocessing(
+        size=int(size or native),
+        mean=tuple(float(value) for value in config["mean"]),
+        std=tuple(float(value) for value in config["std"]),
+        crop_pct=float(config["crop_pct"]),
+        interpolation="bilinear" if config["interpolation"] == "bilinear" else "bicubic",
+    )
+
+
+def head_names(backbone):
+    """Prefixes of classifier tensors that a weights file may bring along."""
+    classifier = (getattr(backbone, "pretrained_cfg", None) or {}).get("classifier") or ()
+    return (classifier,) if isinstance(classifier, str) else tuple(classifier)
+
+
+def _remove_unused(backbone, size):
+    """Replace direct children whose parameters never reach the features. Found by gradients, not by names."""
+    backbone.eval().zero_grad(set_to_none=True)
+    features = backbone_features(backbone, torch.zeros(1, 3, size, size))
+    features.local_BLD.sum().backward()  # a class token's own path runs through the same modules
+    for name, child in list(backbone.named_children()):
+        parameters = list(child.parameters())
+        if parameters and all(parameter.grad is None for parameter in parameters):
+            setattr(backbone, name, nn.Identity())
+    backbone.zero_grad(set_to_none=True)

@@ -1,0 +1,111 @@
+"""What the commands return: frozen facts with verdict, evidence and conditions, to and from JSON.
+
+A number is never without its conditions: `Latency` keeps its raw samples and says how they were taken.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Dict, List
+
+from tinkit.fidelity import Fidelity
+
+REPORT_SCHEMA = "tinkit-report-1"
+LATENCY_PROTOCOL = "tinkit-latency-1"  # raised whenever numbers stop being comparable
+
+
+@dataclass(frozen=True)
+class DistillResult:
+    """A finished run. `metrics` are of the held-out pictures after the last epoch."""
+
+    run: str
+    student: str
+    teacher: str
+    method: str
+    epochs: int
+    pictures: int
+    skipped: int
+    metrics: Dict[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """A bundle and the verdict of its host gate ("passed", "failed" or "not judged")."""
+
+    bundle: str
+    target: str
+    verdict: str
+    hops: List[Fidelity]
+    notes: List[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Wall-clock milliseconds of one batch, end to end with host copies, `samples_ms` in the order taken.
+
+    wall_per_cpu is wall time over the thread's own processor time: above 1.1 on a single thread, other work had the
+    core and the numbers are marked contended. Memory in MB of 10^6 bytes.
+    """
+
+    batch: int
+    threads: int
+    samples: int
+    seconds: float
+    mean_ms: float
+    min_ms: float
+    p50_ms: float
+    p90_ms: float
+    p95_ms: float
+    p99_ms: float
+    warmup_runs: int
+    stable: bool
+    contended: bool
+    wall_per_cpu: float
+    samples_ms: List[float]
+    protocol: str = LATENCY_PROTOCOL
+    conditions: Dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self):
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value):
+        return cls(**value)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The evidence about one bundle on one machine.
+
+    `rehearsal` is "" or says that the target's own runtime was not used; then the device gate is "not judged".
+    `budgets` lists {"name", "limit", "measured", "verdict"}. `chain` holds every hop from teacher to runtime, in order.
+    """
+
+    title: str
+    verdict: str
+    rehearsal: str
+    bundle: Dict[str, Any]
+    device: Dict[str, Any]
+    chain: List[Fidelity]
+    latency: List[Latency]
+    budgets: List[Dict[str, Any]]
+    load_ms: float
+    peak_mb: float
+    machine: Dict[str, Any]
+    versions: Dict[str, str]
+    created: str
+    path: str = ""
+    notes: List[str] = field(default_factory=list)
+    schema: str = REPORT_SCHEMA
+
+    def to_json(self):
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value):
+        return cls(
+            **dict(
+                value,
+                chain=[Fidelity.from_json(hop) for hop in value["chain"]],
+                latency=[Latency.from_json(run) for run in value["latency"]],
+            )
+        )
