@@ -1,0 +1,289 @@
+"""The command line: a thin shell over the functions of the same names. Every command imports what it needs inside.
+
+Settings come from a flag, else from `tinkit.toml` in the working directory, else from the function's default; what was
+resolved is printed. A user's mistake ends with a message and an exit code (see `tinkit.errors`), never with a traceback,
+unless TINKIT_DEBUG=1 asks for one.
+"""
+
+import os
+import sys
+
+import click
+
+import tinkit
+from tinkit import errors
+
+SETTINGS_FILE = "tinkit.toml"
+EXTRAS = {  # import name -> the extra that brings it
+    **dict.fromkeys(("torch", "torchvision", "timm", "lightning_fabric", "onnx", "onnxscript", "safetensors", "sklearn",
+                     "matplotlib", "jinja2", "PIL", "onnxconverter_common"), "host,cpu"),
+    "onnxruntime": "cpu",
+    "skimage": "demo",
+}  # fmt: skip
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(tinkit.__version__, prog_name="tinkit")
+def cli():
+    """Distil a large vision model into a small faithful student, export it, and carry the evidence along.
+
+    \b
+    tinkit distill photos/             teacher -> faithful student, no labels needed
+    tinkit export --target trt-fp16    student -> a bundle that carries its own exam
+    tinkit profile                     the exam and the latency on this machine, and a report
+
+    Exit codes: 0 fine, 1 something to fix, 2 wrong command line, 3 a gate or budget failed, 4 could not judge.
+    """
+
+
+def _option(*names, **options):
+    return click.option(*names, default=None, **options)
+
+
+@cli.command()
+@click.argument("images", required=False)
+@_option("--teacher", help="timm name, efficientnet-lite0/1/2, or path.onnx  [efficientnet-lite2]")
+@_option("--teacher-weights", help="a local weights file for a timm teacher (safetensors or state dict)")
+@_option("--teacher-size", type=int, help="pixels the teacher sees  [its own]")
+@_option("--teacher-global", type=click.Choice(["own", "pooled"]), help="its class token or mean, or its pooled vector  [own]")
+@_option("--teacher-mean", type=float, nargs=3, help="RGB mean in 0..1, ONNX teachers only  [ImageNet's]")
+@_option("--teacher-std", type=float, nargs=3, help="RGB std in 0..1, ONNX teachers only  [ImageNet's]")
+@_option("--student", help="timm name  [mobilenetv4_conv_small]")
+@_option("--student-size", type=int, help="pixels the student sees  [its own]")
+@_option("--student-weights", help="a file to start from  [random weights]")
+@_option("--dim", type=int, help="width of the embedding  [384 for a CNN, a ViT's own]")
+@_option("--method", help="see `tinkit list methods`  [tintem]")
+@_option("--mapping", type=click.Choice(["pca", "learned", "learned-pca"]), help="teacher to student space  [pca]")
+@_option("--center/--no-center", help="subtract the mean of the mapped teacher  [center]")
+@_option("--cosines-weight", type=float, help="weight of a direct term on the batch's cosines  [0]")
+@_option("--local/--no-local", help="the terms over local features  [local]")
+@_option("--epochs", type=int, help="[50]")
+@_option("--batch-size", type=int, help="[64]")
+@_option("--views", type=int, help="stored views a picture; 0 with --online: a fresh one every epoch  [4]")
+@_option("--scale-min", type=float, help="smallest share of a picture's area in a view  [0.35]")
+@_option("--learning-rate", type=float, help="peak  [0.002]")
+@_option("--weight-decay", type=float, help="[0.05]")
+@_option("--warmup", type=float, help="share of the steps  [0.1]")
+@_option("--clip", type=float, help="gradient norm, 0 = off  [1]")
+@_option("--ema", type=float, help="decay of a running average of the weights, 0 = off  [0]")
+@_option("--pca-pictures", type=int, help="pictures of the pre-pass of PCA, at most  [10000]")
+@_option("--online/--cached", help="run the teacher live at every step  [cached]")
+@_option("--store", help="folder of the teacher's features  [.stores beside the run]")
+@_option("--store-dtype", type=click.Choice(["float16", "float32"]), help="[float16]")
+@_option("--workers", type=int, help="loader processes  [one a core, at most 8]")
+@_option("--compile/--no-compile", help="torch.compile the step  [no]")
+@_option("--strict/--no-strict", help="an unreadable picture is an error  [no: skipped and listed]")
+@_option("--seed", type=int, help="[0]")
+@_option("--out", help="the run's folder  [runs/STUDENT-TIME]")
+@click.option("--resume", is_flag=True, help="go on with the run in --out")
+def distill(images, out, resume, **given):
+    """Distil a teacher into a student from the pictures below IMAGES. No labels needed."""
+    given = _given(given)
+    if resume:
+        settings = given
+    else:
+        settings = _with_file("distill", given, extra=("images", "out"))
+        images = images or settings.pop("images", None)
+        out = out or settings.pop("out", None)
+        settings = {name: value for name, value in settings.items() if name not in ("images", "out")}
+    result = tinkit.distill(images, out=out, resume=resume, **settings)
+    click.echo(f"run      {result.run}")
+    click.echo(f"student  {result.student}, {result.epochs} epochs on {result.pictures} pictures, {result.seconds:.0f} s")
+    found = result.metrics
+    click.echo(
+        f"held out cosine to the mapped teacher {found['cosine_mean']:.3f} (p1 {found['cosine_p1']:.3f}), "
+        f"neighbours shared with the teacher {found['neighbour_overlap']:.2f}"
+    )
+    if result.skipped:
+        click.echo(f"skipped  {result.skipped} unreadable files, listed in {os.path.join(result.run, 'run.json')}")
+
+
+@cli.command()
+@click.argument("run", required=False)
+@_option("--target", help="a name from `tinkit list targets` or a .toml path  [onnx-fp32]")
+@_option("--out", help="the bundle's folder  [RUN/bundle-TARGET]")
+@_option("--exam", help="take the exam's pictures from this folder instead of the run's")
+@click.option("--deploy-only", is_flag=True, default=None, help="leave the exam (your pictures) out of the bundle")
+def export(run, **given):
+    """Export RUN (default: the newest finished one) to a bundle and hold it against its host gate."""
+    settings = _with_file("export", _given(given), known=("target", "out", "exam", "deploy_only"))
+    result = tinkit.export(run, say=_say, **settings)
+    for hop in result.hops:
+        _say_hop(hop)
+    for note in result.notes:
+        click.echo(f"note     {note}")
+    click.echo(f"bundle   {result.bundle}")
+    _end(result.verdict, f"host gate of {result.target}")
+
+
+@cli.command()
+@click.argument("bundle", required=False)
+@_option("--device", help="a name from `tinkit list devices` or a .toml path  [detected]")
+@_option("--budget", help="limits such as p95_ms<5,peak_mb<300")
+@_option("--out", help="the report's folder  [beside the bundle]")
+@click.option("--require-target-runtime", is_flag=True, default=None, help="exit 4 rather than rehearse elsewhere")
+def profile(bundle, budget, **given):
+    """Sit the exam and measure BUNDLE (default: the newest) on this machine, and write the report."""
+    from tinkit.recipes import check_budget, parse_budget
+
+    known = ("device", "out", "require_target_runtime", "budget")
+    settings = _with_file("profile", _given(given), known=known)
+    limits = settings.pop("budget", None)
+    if budget is not None:
+        limits = parse_budget(budget)
+    elif limits is not None:
+        if not isinstance(limits, dict):
+            raise errors.TinkitError("The budget must be a table.", where=SETTINGS_FILE, next_step="[profile.budget]")
+        check_budget(limits, SETTINGS_FILE)
+    result = tinkit.profile(bundle, budget=limits, say=_say, **settings)
+    if result.rehearsal:
+        click.echo(f"rehearsal: {result.rehearsal}")
+    for hop in result.chain:
+        _say_hop(hop)
+    for run in result.latency:
+        marks = "".join([", contended" if run.contended else "", "" if run.stable else ", not stable"])
+        click.echo(
+            f"latency  batch {run.batch}: p50 {run.p50_ms:.2f}  p95 {run.p95_ms:.2f}  p99 {run.p99_ms:.2f} ms "
+            f"({run.samples} samples, {run.threads} thread{'s' if run.threads > 1 else ''}{marks})"
+        )
+    for limit in result.budgets:
+        click.echo(f"budget   {limit['name']} {limit['measured']} of {limit['limit']}: {limit['verdict']}")
+    _write_html(result.path)
+    _end(result.verdict, "profile")
+
+
+@cli.command()
+@click.argument("source", required=False)
+@_option("--out", help="where report.html goes  [beside report.json]")
+def report(source, out):
+    """Write report.html for SOURCE, a report's folder or report.json (default: the newest)."""
+    click.echo(f"report   {tinkit.report(source, out=out).path}")
+
+
+@cli.command(name="list")
+@click.argument("what", type=click.Choice(["methods", "targets", "devices", "teachers", "students"]))
+def list_(what):
+    """What there is: methods, targets, devices, teachers or students."""
+    from tinkit.host import listing
+
+    _table(*listing.rows(what))
+
+
+@cli.command()
+def doctor():
+    """What this machine can do, what is missing, and the command that brings it."""
+    from tinkit.host import doctor as examination
+
+    _table(("what", "state", "detail", "to get it"), examination.examine())
+
+
+def main(arguments=None):
+    """The entry point: runs the command and turns errors into messages and exit codes."""
+    try:
+        code = cli.main(arguments, prog_name="tinkit", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else errors.EXIT_OK)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("Stopped.", 130)
+    except errors.TinkitError as error:
+        _fail(str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").split(".")[0])
+        if extra is None:
+            raise
+        _fail(f'{error.name} is not installed.\n  next:  pip install "tinkit[{extra}]"', errors.EXIT_USER)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        _fail(str(errors.from_os_error(error, "the command")), errors.EXIT_USER)
+
+
+def _fail(message, code):
+    if os.environ.get("TINKIT_DEBUG") == "1":
+        import traceback
+
+        traceback.print_exc()
+    click.echo(f"tinkit: {message}", err=True)
+    sys.exit(code)
+
+
+def _given(values):
+    """Only what was said on the command line."""
+    return {name: value for name, value in values.items() if value is not None and value != ()}
+
+
+def _with_file(section, given, known=None, extra=()):
+    """Flags over `tinkit.toml`; both are printed. Unknown keys in the file are errors."""
+    from tinkit.recipes import nearest, read_toml
+
+    if not os.path.isfile(SETTINGS_FILE):
+        return dict(given)
+    values = read_toml(SETTINGS_FILE)
+    for name in values:
+        if name not in ("distill", "export", "profile"):
+            raise errors.TinkitError(
+                "The settings file has a section that tinkit does not know.", where=SETTINGS_FILE, seen=name,
+                next_step=nearest(name, ("distill", "export", "profile")),
+            )  # fmt: skip
+    values = values.get(section, {})
+    if known is None:
+        from dataclasses import fields
+
+        from tinkit.host.settings import Settings
+
+        known = (*(field.name for field in fields(Settings)), *extra)
+    values = {name.replace("-", "_"): tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    for name in values:
+        if name not in known:
+            raise errors.TinkitError(
+                f"The settings file has a key that `tinkit {section}` does not know.", where=SETTINGS_FILE, seen=name,
+                next_step=nearest(name, known),
+            )  # fmt: skip
+    if values:
+        _say(f"settings from {SETTINGS_FILE}: " + ", ".join(f"{name} = {value}" for name, value in values.items()))
+    return {**values, **given}
+
+
+def _say(line):
+    click.echo(line, err=True)
+
+
+def _say_hop(hop):
+    click.echo(
+        f"{hop.verdict:<10} {hop.hop} [{hop.output}]: cosine mean {hop.cosine_mean:.6f}, worst {hop.cosine_min:.6f}"
+        + (f"; {hop.reason}" if hop.verdict == "failed" else "")
+    )
+
+
+def _write_html(folder):
+    """The page needs the host's parts; a board has report.json all the same."""
+    from importlib.util import find_spec
+
+    if find_spec("jinja2") is None or find_spec("matplotlib") is None:
+        click.echo(f"report   {os.path.join(folder, 'report.json')}")
+        click.echo('note     report.html needs pip install "tinkit[host]"')
+        return
+    tinkit.report(folder)
+    click.echo(f"report   {os.path.join(folder, 'report.html')}")
+
+
+def _table(header, rows):
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*header, box=None, header_style="bold", pad_edge=False)
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    Console().print(table)
+
+
+def _end(verdict, what):
+    click.echo(f"{verdict}: {what}")
+    if verdict == "failed":
+        click.get_current_context().exit(errors.EXIT_GATE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Looks at the held-out pictures after every epoch: is the student where the mapped teacher is, and are angles kept?
+
+Held-out pictures are seen through the evaluation view only, and never trained on. Their pixels (at most 512 pictures)
+stay in memory as uint8 for the run.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from tinkit.fidelity import Fidelity, compare_answers, cosine_difference, cosine_per_picture, neighbour_overlap, unit
+from tinkit.host.features import Features
+from tinkit.host.views import normalise_on_device
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """N pictures: student pixels (N,3,S,S) uint8, names, and the teacher's features of them."""
+
+    names: list[str]
+    pixels: torch.Tensor
+    teacher: Features
+
+    def batches(self, size=128):
+        return [slice(start, start + size) for start in range(0, len(self.names), size)]
+
+
+@torch.no_grad()
+def embed(student, held_out: HeldOut, device) -> np.ndarray:
+    """The student's embeddings (N, D) float32; the student is put into eval mode and back."""
+    was_training = student.training
+    student.eval()
+    images = student.spec.preprocessing
+    parts = [student(normalise_on_device(held_out.pixels[part].to(device), images)).global_BD for part in held_out.batches()]
+    student.train(was_training)
+    return torch.cat(parts).float().cpu().numpy()
+
+
+@torch.no_grad()
+def map_all(method, held_out: HeldOut, device) -> np.ndarray:
+    """The mapped teacher's embeddings (N, D) float32."""
+    parts = [method.map_teacher(Features(held_out.teacher.global_BD[part].to(device))) for part in held_out.batches()]
+    return torch.cat(parts).float().cpu().numpy()
+
+
+def metrics(student_ND, mapped_ND, teacher_ND) -> dict[str, float]:
+    """The monitor's numbers.
+
+    cosine_*: of student to mapped teacher, per picture; cosine_difference: mean |difference of pairwise cosines| of
+    student and teacher as it is; cosine_difference_mapped: the same against the mapped teacher (centred, when the mapping
+    centres); neighbour_overlap: share of the 10 nearest neighbours in common with the teacher.
+    """
+    cosine = cosine_per_picture(student_ND, mapped_ND)
+    return {
+        "cosine_mean": float(cosine.mean()),
+        "cosine_p1": float(np.percentile(cosine, 1)),
+        "cosine_min": float(cosine.min()),
+        "cosine_difference": cosine_difference(student_ND, teacher_ND),
+        "cosine_difference_mapped": cosine_difference(student_ND, mapped_ND),
+        "neighbour_overlap": neighbour_overlap(student_ND, teacher_ND),
+    }
+
+
+def chain(student_ND, mapped_ND, teacher_ND, names) -> list[Fidelity]:
+    """The first two hops of the fidelity chain, as evidence (no gate).
+
+    teacher -> mapped teacher live in spaces of different width, so each picture is described by its cosines to the other
+    held-out pictures, and the two descriptions are correlated. mapped teacher -> student is the plain cosine.
+    """
+    first = compare_answers(
+        "teacher -> mapped teacher", "embedding", _profiles(mapped_ND), _profiles(teacher_ND), names,
+        conditions={
+            "measure": "correlation of each picture's cosines to the other held-out pictures",
+            "cosine_difference": cosine_difference(mapped_ND, teacher_ND),
+            "neighbour_overlap": neighbour_overlap(mapped_ND, teacher_ND),
+        },
+    )  # fmt: skip
+    second = compare_answers(
+        "mapped teacher -> student", "embedding", student_ND, mapped_ND, names,
+        conditions={
+            "measure": "cosine of each held-out picture",
+            "cosine_difference": cosine_difference(student_ND, mapped_ND),
+            "neighbour_overlap": neighbour_overlap(student_ND, mapped_ND),
+        },
+    )  # fmt: skip
+    return [replace(hop, reason="evidence, no gate") for hop in (first, second)]
+
+
+def _profiles(rows_ND):
+    """(N, N-1): each row's cosines to the other rows, with the row's mean removed."""
+    rows = unit(rows_ND)
+    cosines = rows @ rows.T
+    others = cosines[~np.eye(len(rows), dtype=bool)].reshape(len(rows), -1)
+    return others - others.mean(axis=1, keepdims=True)

@@ -1,0 +1,142 @@
+"""TinTeM ("teacher in the middle", released as CosPress): Mannix et al., arXiv 2411.15239.
+
+The teacher is mapped into the student's space so that cosine similarities survive (L_global over the batch, L_local over
+the positions of each picture; both train the mapping alone), and the student is trained straight on the mapped teacher
+(L_feature, L_token; a stop-gradient stands between). Mapping and student learn at the same time and do not disturb each
+other. The released form is `mapping="learned", center=False`; what differs by default is told in `tinkit.host.mapping`.
+tinkit's own additions: the closed-form mapping, centring, and `cosines_weight`, a direct term on the batch's cosine
+matrices. The paper's student is a ViT; a CNN's mean and map stand for class token and patches here (a reading).
+Legend: B pictures, T = 1 + L tokens of a picture (the global one first), D width, n points.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tinkit.host.features import Features, resample_grid
+from tinkit.host.mapping import GLOBAL, LOCAL, Mapping
+
+TEMPERATURES = tuple(k / 100 for k in range(1, 11))
+SELF_MASK = 1e8  # finite: with infinity, 0 * (inf - inf) would be NaN
+
+
+class TinTeM(nn.Module):
+    """Loss on (student, teacher) features; owns the mapping.
+
+    form: "full" (symmetric joint probabilities) or "half" (conditional); feature_cosine: "flat" (all T*D numbers of a
+    picture as one vector, as released) or "per_token".
+    """
+
+    paper = "arXiv 2411.15239"
+    needs = "features"
+
+    def __init__(self, mapping: Mapping, temperatures=TEMPERATURES, form="full", feature_cosine="flat",
+                 local_weight=1.0, global_weight=1.0, feature_weight=1.0, token_weight=1.0, cosines_weight=0.0):  # fmt: skip
+        super().__init__()
+        if form not in ("full", "half") or feature_cosine not in ("flat", "per_token"):
+            raise ValueError(f"form {form!r}, feature_cosine {feature_cosine!r}")
+        self.mapping, self.temperatures, self.form, self.feature_cosine = mapping, temperatures, form, feature_cosine
+        self.weights = {
+            "local": local_weight if mapping.learned else 0.0,
+            "global": global_weight if mapping.learned else 0.0,
+            "feature": feature_weight,
+            "token": token_weight,
+            "cosines": cosines_weight,
+        }
+
+    def forward(self, batch) -> dict[str, torch.Tensor]:
+        """{"loss", and each part with a weight}: scalars. The parts are before weighting."""
+        student, teacher = batch.student, batch.teacher
+        with torch.autocast(student.global_BD.device.type, enabled=False):
+            parts = self._parts(student, teacher)
+        parts["loss"] = sum(self.weights[name] * part for name, part in parts.items())
+        return parts
+
+    def _parts(self, student: Features, teacher: Features):
+        mapped_BD = self.mapping.raw(teacher.global_BD.float(), GLOBAL)
+        token_BD = student.global_BD.float()
+        if self.training:
+            self.mapping.observe(mapped_BD, GLOBAL)
+        target_BD = self.mapping.target(mapped_BD, GLOBAL)
+        parts = {"token": (1 - F.cosine_similarity(token_BD, target_BD, dim=1)).mean()}
+        if self.weights["global"]:
+            parts["global"] = sne(teacher.global_BD.float(), mapped_BD, self.temperatures, self.form)
+        if self.weights["cosines"]:
+            parts["cosines"] = cosine_matrix_error(token_BD, target_BD)
+        if teacher.local_BLD is not None and (self.weights["local"] or self.weights["feature"]):
+            parts.update(self._local_parts(student, teacher, token_BD, mapped_BD, target_BD))
+        if self.training:
+            self.mapping.steps += 1
+        return parts
+
+    def _local_parts(self, student, teacher, token_BD, mapped_BD, target_BD):
+        """Terms over all T tokens of a picture; a student's grid of another size is resampled to the teacher's."""
+        parts = {}
+        mapped_BLD = self.mapping.raw(teacher.local_BLD.float(), LOCAL)
+        if self.training:
+            self.mapping.observe(mapped_BLD, LOCAL)
+        if self.weights["local"]:
+            # With two heads the global vector lives in another space than the patches: then patches only.
+            shared = len(self.mapping.head) == 1
+            high = _tokens(teacher.global_BD, teacher.local_BLD) if shared else teacher.local_BLD.float()
+            parts["local"] = sne(high, _tokens(mapped_BD, mapped_BLD) if shared else mapped_BLD,
+                                 self.temperatures, self.form).mean()  # fmt: skip
+        if self.weights["feature"]:
+            local_BLD = resample_grid(student.local_BLD.float(), student.grid, teacher.grid)
+            ours = _tokens(token_BD, local_BLD)
+            theirs = _tokens(target_BD, self.mapping.target(mapped_BLD, LOCAL))
+            if self.feature_cosine == "flat":
+                ours, theirs = ours.flatten(1), theirs.flatten(1)
+            parts["feature"] = (1 - F.cosine_similarity(ours, theirs, dim=-1)).mean()
+        return parts
+
+    def map_teacher(self, features: Features) -> torch.Tensor:
+        """The mapped teacher's embedding (B, D), as the student should give it."""
+        return self.mapping(features)
+
+
+def _tokens(global_BD, local_BLD):
+    """The global vector in front of the local ones: (B, 1 + L, D), float32."""
+    return torch.cat([global_BD[:, None], local_BLD], dim=1).float()
+
+
+def sne(high, low, temperatures=TEMPERATURES, form="full") -> torch.Tensor:
+    """KL between similarity distributions of teacher points `high` (..., n, D) and mapped points `low` (..., n, D').
+
+    Cosine kernels with the self-pairs masked, mean over temperatures, one value for each leading index.
+        full:  P_ij = (p_j|i + p_i|j) / 2n,   sum_ij P_ij log(P_ij / Q_ij)
+        half:  mean over i of  sum_j p_j|i log(p_j|i / q_j|i)
+    Zero at equality; does not change when points are rotated or scaled. One loop round per temperature bounds memory.
+    """
+    cosines = [_masked_cosines(points) for points in (high, low)]
+    log_probabilities = log_joint if form == "full" else log_conditional
+    total = 0.0
+    for temperature in temperatures:
+        log_p, log_q = (log_probabilities(c / temperature) for c in cosines)
+        divergence = (log_p.exp() * (log_p - log_q)).sum((-2, -1))
+        total = total + (divergence if form == "full" else divergence / high.shape[-2])
+    return total / len(temperatures)
+
+
+def log_conditional(logits_nn):
+    """log p_j|i, rows over j."""
+    return F.log_softmax(logits_nn, dim=-1)
+
+
+def log_joint(logits_nn):
+    """log of (p_j|i + p_i|j) / 2n."""
+    log_p = log_conditional(logits_nn)
+    joint = torch.logaddexp(log_p, log_p.mT)
+    return joint - torch.logsumexp(joint, dim=(-2, -1), keepdim=True)
+
+
+def _masked_cosines(points):
+    unit = F.normalize(points, dim=-1)
+    return unit @ unit.mT - SELF_MASK * torch.eye(points.shape[-2], dtype=points.dtype, device=points.device)
+
+
+def cosine_matrix_error(student_BD, target_BD) -> torch.Tensor:
+    """Mean squared difference of the two batch cosine matrices, self-pairs left out (tinkit's own term)."""
+    ours, theirs = F.normalize(student_BD, dim=1), F.normalize(target_BD, dim=1)
+    count = max(len(ours) * (len(ours) - 1), 1)
+    return ((ours @ ours.T - theirs @ theirs.T) ** 2).sum() / count

@@ -1,0 +1,58 @@
+"""What a person sees while it works: a bar on a terminal, plain lines in a log.
+
+`Progress` is a context manager; `bar(what, total)` gives a function to call with every advance.
+"""
+
+import sys
+import time
+
+
+class Progress:
+    """say(line) prints above the bar. On a terminal the bar shows rate, time left and a free text; else it stays quiet."""
+
+    def __init__(self, quiet=False):
+        self.quiet = quiet
+        self._rich = None
+        if not quiet and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as RichProgress
+
+            self._rich = RichProgress(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(), TextColumn("{task.fields[text]}"), console=Console(stderr=True),
+            )  # fmt: skip
+
+    def __enter__(self):
+        if self._rich:
+            self._rich.start()
+        return self
+
+    def __exit__(self, *exception):
+        if self._rich:
+            self._rich.stop()
+
+    def say(self, line):
+        if self.quiet:
+            return
+        if self._rich:
+            self._rich.console.print(line, markup=False, highlight=False)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def bar(self, what, total, start=0, unit="pictures"):
+        """advance(n, text="") for one bar; it is removed when `total` is reached."""
+        if not self._rich:
+            return lambda n, text="": None
+        task = self._rich.add_task(what, total=total, completed=start, rate="", text="")
+        began, done = time.monotonic(), 0
+
+        def advance(n, text=""):
+            nonlocal done
+            done += n
+            rate = f"{done / max(time.monotonic() - began, 1e-6):.0f} {unit}/s"
+            self._rich.update(task, advance=n, rate=rate, text=text)
+            if start + done >= total:
+                self._rich.remove_task(task)
+
+        return advance

@@ -1,0 +1,88 @@
+"""The settings of a distillation: one frozen record, saved whole in run.json.
+
+Defaults come from the paper notes where the paper speaks, and from docs/decisions where small data argues otherwise.
+"""
+
+from dataclasses import asdict, dataclass, fields
+
+from tinkit.errors import TinkitError
+from tinkit.host.mapping import KINDS
+from tinkit.host.methods import METHODS
+from tinkit.host.teacher import DEFAULT_TEACHER
+from tinkit.recipes import nearest
+
+DEFAULT_STUDENT = "mobilenetv4_conv_small"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `tinkit distill` can be told. Sizes in pixels; None means the network's own."""
+
+    images: str
+    teacher: str = DEFAULT_TEACHER
+    teacher_weights: str | None = None
+    teacher_size: int | None = None
+    teacher_global: str = "own"  # or "pooled"
+    teacher_mean: tuple[float, ...] | None = None
+    teacher_std: tuple[float, ...] | None = None
+    student: str = DEFAULT_STUDENT
+    student_size: int | None = None
+    student_weights: str | None = None
+    dim: int | None = None
+    method: str = "tintem"
+    mapping: str = "pca"
+    center: bool = True
+    cosines_weight: float = 0.0
+    local: bool = True  # the terms over local features
+    epochs: int = 50
+    batch_size: int = 64
+    views: int = 4
+    scale_min: float = 0.35
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    warmup: float = 0.1  # share of all steps
+    clip: float = 1.0  # gradient norm; 0 = off
+    ema: float = 0.0  # decay; 0 = off
+    pca_pictures: int = 10_000
+    online: bool = False
+    store: str | None = None
+    store_dtype: str = "float16"
+    workers: int | None = None
+    compile: bool = False
+    strict: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.method not in METHODS:
+            raise TinkitError("There is no such method.", seen=self.method, next_step=nearest(self.method, METHODS))
+        _one_of("mapping", self.mapping, KINDS)
+        _one_of("teacher_global", self.teacher_global, ("own", "pooled"))
+        _one_of("store_dtype", self.store_dtype, ("float16", "float32"))
+        for name in ("epochs", "batch_size", "teacher_size", "student_size", "dim", "pca_pictures"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise TinkitError(f"{name} must be 1 or more.", seen=str(value))
+        if self.batch_size < 2:
+            raise TinkitError("batch_size must be 2 or more: the loss compares pictures.", seen=str(self.batch_size))
+        if self.views < 1 and not self.online:
+            raise TinkitError(
+                "The feature store needs at least one view a picture.", seen=f"views {self.views}",
+                next_step="--views 2, or --online with --views 0 for a fresh view every epoch",
+            )  # fmt: skip
+        for name, low, high in (("learning_rate", 0, 10), ("warmup", -1e-9, 1), ("ema", -1e-9, 1), ("scale_min", 0, 1.0001)):
+            if not low < getattr(self, name) < high:
+                raise TinkitError(f"{name} is out of range.", seen=str(getattr(self, name)))
+
+    def to_json(self):
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value):
+        known = {field.name for field in fields(cls)}
+        tuples = {name: tuple(v) for name, v in value.items() if isinstance(v, list)}
+        return cls(**{name: v for name, v in {**value, **tuples}.items() if name in known})
+
+
+def _one_of(name, value, known):
+    if value not in known:
+        raise TinkitError(f"There is no such {name}.", seen=value, next_step="one of " + ", ".join(known))

