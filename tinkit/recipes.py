@@ -158,7 +158,10 @@ def ignored(kind):
 def nearest(name, names):
     """A sentence that offers what the user may have meant."""
     close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.4)
-    return "did you mean {}?".format(" or ".join(close)) if close else "known: {}".format(", ".join(sorted(names)))
+    if close:
+        return "did you mean {}?".format(" or ".join(close))
+    names = sorted(names)
+    return "known: {}".format(", ".join(names)) if len(names) <= 20 else "none of {} known names is near".format(len(names))
 
 
 def _places(folder):

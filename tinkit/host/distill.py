@@ -82,9 +82,8 @@ def _distill(settings: Settings, out, resume, progress: Progress, stop) -> Disti
     if not record:
         record = {"schema": run.SCHEMA, "status": "running", "created": _now(), "settings": settings.to_json()}
         files.write_json(os.path.join(out, workspace.RUN_RECORD), record)
-    with torch.random.fork_rng(), _threads_of_the_caller():
-        torch.manual_seed(settings.seed)
-        parts = prepare(settings, out, progress, stop)
+    parts = prepare(settings, out, progress, stop)
+    with seeded(settings.seed):
         fabric = Fabric(devices=1, precision="bf16-mixed" if torch.cuda.is_available() else "32-true")
         distiller = Distiller(parts.student, parts.method).to(memory_format=torch.channels_last)
         state = State(distiller, make_optimizer(distiller, settings), _average(distiller, settings))
@@ -116,7 +115,8 @@ def prepare(settings: Settings, out, progress: Progress, stop) -> Parts:
         settings.teacher, settings.teacher_weights, settings.teacher_size, settings.teacher_global == "pooled",
         settings.teacher_mean, settings.teacher_std,
     ).to("cuda" if torch.cuda.is_available() else "cpu")  # fmt: skip
-    student = build_student(settings.student, settings.student_size, settings.dim, settings.student_weights)
+    with seeded(settings.seed):
+        student = build_student(settings.student, settings.student_size, settings.dim, settings.student_weights)
     policy = ViewPolicy(scale_min=settings.scale_min, seed=settings.seed)
     crop_pct = student.spec.preprocessing.crop_pct
     sizes = [student.spec.preprocessing] + ([teacher.preprocessing] if settings.online else [])
@@ -127,7 +127,8 @@ def prepare(settings: Settings, out, progress: Progress, stop) -> Parts:
         store = _store(all_views, teacher, settings, out, progress, stop, settings.local)
     if settings.mapping != "learned":
         _observe(moments, store, teacher, train_pictures, policy, crop_pct, settings, stop)
-    method = _method(settings, teacher, student, held_out.teacher, moments)
+    with seeded(settings.seed):
+        method = _method(settings, teacher, student, held_out.teacher, moments)
     return Parts(
         pictures, train_pictures, Views(train_pictures, policy, sizes, crop_pct), teacher, student, method,
         Live(teacher) if store is None else Cached(store), held_out, held_pictures,
@@ -191,7 +192,7 @@ def _train_with_records(state: State, parts: Parts, settings, out, fabric, progr
     bar = progress.bar("training", total * settings.batch_size, state.step * settings.batch_size)
     writer = _tensorboard(out)
     began, earlier = time.monotonic(), state.seconds
-    with Log(os.path.join(out, run.LOG), state.step) as log:
+    with Log(os.path.join(out, run.LOG), state.step, state.epoch) as log:
 
         def after_step(record):
             log.write(record)
@@ -275,14 +276,28 @@ def _finish(state: State, parts: Parts, settings, out, record, prepared, progres
     )  # fmt: skip
 
 
-class Log:
-    """log.jsonl: a line a step. Lines after the step that a run resumes from are dropped first."""
+@contextlib.contextmanager
+def seeded(seed):
+    """torch's global generator starts at `seed` inside, and is as before outside.
 
-    def __init__(self, path, step):
-        self.path, self.sums, self.count = path, {}, 0
+    Student, mapping and training each get their own start: whether a store had to be built must not change a weight.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+class Log:
+    """log.jsonl: a line a step. A resumed run drops the lines after its step and takes up the sums of its epoch."""
+
+    def __init__(self, path, step, epoch):
+        self.sums, self.count = {}, 0
         lines = []
         with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8") as handle:
             lines = [line for line in handle if _step_of(line) <= step]
+        for record in map(json.loads, lines):
+            if "event" not in record and record["epoch"] == epoch:
+                self._add(record)
         try:
             files.write_text(path, "".join(lines))
             self.handle = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
@@ -304,10 +319,13 @@ class Log:
         except OSError as error:
             raise from_os_error(error, "writing the log") from error
         if "event" not in record:
-            self.count += 1
-            for name, value in record.items():
-                if name not in ("step", "epoch"):
-                    self.sums[name] = self.sums.get(name, 0.0) + value
+            self._add(record)
+
+    def _add(self, record):
+        self.count += 1
+        for name, value in record.items():
+            if name not in ("step", "epoch"):
+                self.sums[name] = self.sums.get(name, 0.0) + value
 
     def means(self) -> dict[str, float]:
         """Means of the step records since the last call."""
@@ -399,15 +417,6 @@ def _tensorboard(out):
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(os.path.join(out, "tensorboard"))
-
-
-@contextlib.contextmanager
-def _threads_of_the_caller():
-    threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _versions() -> dict[str, str]:

@@ -153,7 +153,8 @@ def train(state: State, views: Views, source: FeatureSource, settings: Settings,
     per_epoch = len(plan)
     workers = worker_count(settings)
     loader = DataLoader(views, batch_sampler=plan, num_workers=workers, collate_fn=collate,
-                        worker_init_fn=ignore_interrupt, pin_memory=fabric.device.type == "cuda")  # fmt: skip
+                        worker_init_fn=ignore_interrupt, pin_memory=fabric.device.type == "cuda",
+                        generator=torch.Generator())  # fmt: skip  # its own: loaders draw a seed every epoch
     wrapped, optimizer = fabric.setup(state.distiller, state.optimizer)
     model = torch.compile(wrapped) if settings.compile else wrapped
     images = state.distiller.student.spec.preprocessing

@@ -1,0 +1,142 @@
+"""The exam on the device: what passes, what fails, what is only evidence."""
+
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from small_parts import small_exam, small_model
+
+from tinkit.device.runtime import OnnxRuntime
+from tinkit.device.sitting import answer_exam, judge_pixels, sit_exam
+from tinkit.errors import TinkitError
+from tinkit.fidelity import FAILED, NOT_JUDGED, PASSED
+from tinkit.recipes import Batch
+
+
+def sat(bundle, **options):
+    with OnnxRuntime(bundle.model_path) as runtime:
+        return sit_exam(bundle, runtime, {"device": "here"}, **options)
+
+
+def by_hop(hops):
+    return {hop.hop: hop for hop in hops}
+
+
+def test_the_right_model_passes_at_the_smallest_and_the_largest_batch(make_bundle, exam):
+    hops = sat(make_bundle(exam))
+    assert [(hop.hop, hop.verdict) for hop in hops] == [
+        ("encoded picture -> pixels", PASSED),
+        ("student -> onnxruntime, batch 1", PASSED),
+        ("student -> onnxruntime, batch 4", PASSED),
+        ("mapped teacher -> onnxruntime", NOT_JUDGED),
+    ]
+    assert hops[0].max_error == 0
+    assert hops[1].cosine_min > 0.999999
+    assert [hop.conditions.get("batch") for hop in hops] == [None, 1, 4, 4]
+    assert {hop.pictures for hop in hops[1:]} == {6}
+
+
+@pytest.mark.parametrize(("share", "verdict"), [(0.0095, PASSED), (0.0105, FAILED)])
+def test_the_error_gate_holds_just_inside_and_not_just_outside(make_bundle, exam, share, verdict):
+    answers = exam.answers["embedding"].copy()
+    picture, column = np.unravel_index(np.abs(answers).argmin(), answers.shape)
+    answers[picture, column] += share * np.abs(answers).max()
+    hop = by_hop(sat(make_bundle(replace(exam, answers={"embedding": answers}))))["student -> onnxruntime, batch 4"]
+    assert hop.verdict == verdict
+    assert hop.max_error_share == pytest.approx(share, rel=1e-2)
+
+
+def test_one_strange_picture_fails_the_gate_and_is_named(make_bundle, exam):
+    answers = exam.answers["embedding"].copy()
+    answers[3] = -answers[3]
+    hop = by_hop(sat(make_bundle(replace(exam, answers={"embedding": answers}))))["student -> onnxruntime, batch 1"]
+    assert hop.verdict == FAILED
+    assert "scene3.png" in hop.reason
+    assert hop.worst[0]["index"] == 3
+
+
+def test_a_rehearsal_keeps_the_evidence_and_judges_nothing(make_bundle, exam):
+    wrong = replace(exam, answers={"embedding": -exam.answers["embedding"]})
+    hops = sat(make_bundle(wrong), rehearsal="another runtime")
+    assert {hop.verdict for hop in hops} == {NOT_JUDGED}
+    hop = by_hop(hops)["student -> onnxruntime, batch 1"]
+    assert hop.cosine_min == pytest.approx(-1)
+    assert hop.gate == {"min_cosine": 0.99, "max_error_share": 0.01}
+    assert "another runtime" in hop.reason
+    assert "here it failed" in hop.reason
+
+
+@pytest.mark.parametrize(("shift", "verdict"), [(2, PASSED), (3, FAILED)])
+def test_a_picture_that_decodes_otherwise_fails_the_pixel_gate(make_bundle, exam, shift, verdict):
+    pixels = exam.pixels.copy()
+    at = np.unravel_index(pixels[1].argmax(), pixels[1].shape)
+    pixels[1][at] -= shift
+    hop = sat(make_bundle(replace(exam, pixels=pixels)))[0]
+    assert (hop.output, hop.max_error, hop.verdict) == ("pixels", shift, verdict)
+    assert hop.pictures == 2
+
+
+def test_worst_pictures_of_the_pixel_hop_are_counted_in_the_exam(make_bundle, exam):
+    pixels = exam.pixels.copy()
+    pixels[5] = 255 - pixels[5]
+    data = small_exam(encoded=6).encoded
+    hop = sat(make_bundle(replace(exam, pixels=pixels, encoded={4: data[4], 5: data[5]})))[0]
+    assert (hop.worst[0]["index"], hop.worst[0]["name"]) == (5, "scene5.png")
+
+
+def test_a_picture_that_cannot_be_decoded_here_fails(make_bundle, exam):
+    for encoded in ({1: b"no picture"}, {**exam.encoded, 1: b"no picture"}):
+        hop = sat(make_bundle(replace(exam, encoded=encoded)))[0]
+        assert hop.verdict == FAILED
+        assert "scene1.png" in hop.reason
+
+
+def test_without_pillow_the_rest_of_the_exam_goes_on(make_bundle, exam, monkeypatch):
+    bundle = make_bundle(exam)
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    hops = sat(bundle)
+    assert (hops[0].verdict, hops[0].pictures) == (NOT_JUDGED, 0)
+    assert "pillow" in hops[0].reason.lower()
+    assert hops[1].verdict == PASSED
+
+
+def test_without_an_exam_there_is_no_verdict(make_bundle):
+    hops = sat(make_bundle(None))
+    assert [(hop.verdict, hop.pictures) for hop in hops] == [(NOT_JUDGED, 0)]
+    assert "--deploy-only" in hops[0].reason
+
+
+def test_a_model_with_fixed_batch_is_filled_up(make_bundle, exam, tmp_path):
+    model = small_model(tmp_path / "fixed.onnx", batch=4)
+    bundle = make_bundle(exam, model=model, batch=Batch(4, 4, 4))  # six pictures: one batch and a half
+    hops = by_hop(sat(bundle))
+    assert hops["student -> onnxruntime, batch 4"].verdict == PASSED
+    with OnnxRuntime(bundle.model_path) as runtime:
+        answers = answer_exam(bundle, runtime, exam.pixels[:1], 4)
+    np.testing.assert_allclose(answers["embedding"], exam.answers["embedding"][:1], atol=1e-5)
+
+
+def test_half_precision_inputs_follow_the_manifest(make_bundle, exam, tmp_path):
+    model = small_model(tmp_path / "half.onnx", dtype="float16")
+    hops = by_hop(sat(make_bundle(exam, model=model, precision="fp16", io="float16")))
+    seen = hops["student -> onnxruntime, batch 1"]
+    assert seen.verdict == PASSED
+    assert 0 < seen.max_error < 0.01
+
+
+def test_a_manifest_of_another_model_is_refused(make_bundle, exam, tmp_path):
+    model = small_model(tmp_path / "half.onnx", dtype="float16")
+    with pytest.raises(TinkitError, match="inputs of the model are not those of the manifest"):
+        sat(make_bundle(exam, model=model))
+
+
+def test_answers_of_another_width_are_refused(make_bundle, exam):
+    narrow = replace(exam, answers={"embedding": exam.answers["embedding"][:, :5]})
+    with pytest.raises(TinkitError, match="do not fit the model's output"):
+        sat(make_bundle(narrow))
+
+
+def test_pixel_limit_itself_passes():
+    assert judge_pixels(2.0, 2.0)[0] == PASSED
+    assert judge_pixels(2.0001, 2.0)[0] == FAILED

@@ -1,0 +1,104 @@
+"""A finished run made by hand: a tiny lively student, real photographs in crops, everything that export reads."""
+
+import dataclasses
+import importlib.util
+import io
+import os
+
+import numpy as np
+import torch
+
+from tinkit import files
+from tinkit.host import run as runs
+from tinkit.host.exam import make_exam
+from tinkit.host.student import build_student
+from tinkit.host.weights import write_weights
+from tinkit.pixels import normalise
+from tinkit.recipes import Batch, Gate, Target
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+STUDENT, SIZE, DIM = "test_efficientnet", 64, 32
+CHAIN = [{"hop": "teacher -> mapped teacher"}, {"hop": "mapped teacher -> student"}]
+
+
+def students_benchmark():
+    """benchmarks/students.py as a module."""
+    spec = importlib.util.spec_from_file_location("students_benchmark", os.path.join(ROOT, "benchmarks", "students.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_pictures(folder, count):
+    """`count` crops of the photographs that come with scikit-learn, as JPEG of different shapes."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    rng = np.random.default_rng(5)
+    photographs = load_sample_images().images
+    for index in range(count):
+        photograph = photographs[index % len(photographs)]
+        height, width = rng.integers(120, 300, 2)
+        top, left = rng.integers(0, photograph.shape[0] - height), rng.integers(0, photograph.shape[1] - width)
+        crop = Image.fromarray(photograph[top : top + height, left : left + width])
+        crop.save(os.path.join(folder, f"crop{index:02}.jpg"), quality=92)
+    return folder
+
+
+def small_student(pixels_NHWC=None, architecture=STUDENT, size=SIZE, dim=DIM):
+    """A `Student` with random weights that tells pictures apart."""
+    torch.manual_seed(1)
+    student = build_student(architecture, size, dim)
+    if pixels_NHWC is None:
+        pixels_NHWC = np.random.default_rng(2).integers(0, 256, (16, size, size, 3)).astype(np.uint8)
+    return students_benchmark().lively(student, torch.from_numpy(normalise(pixels_NHWC, student.spec.preprocessing)))
+
+
+def write_run(folder, pictures, change=None, encoded=8):
+    """A finished run at `folder` whose exam are the JPEG files of `pictures`. `change(student)` may plant a fault."""
+    preprocessing = build_student(STUDENT, SIZE, DIM).spec.preprocessing
+    names = sorted(os.listdir(pictures))
+    exam = make_exam([(os.path.join(pictures, name), name) for name in names], preprocessing, encoded)
+    student = small_student(exam.pixels)
+    if change is not None:
+        change(student)
+    mapped = np.random.default_rng(4).normal(size=(len(names), DIM)).astype(np.float32)
+    os.makedirs(folder)
+    write_weights(os.path.join(folder, runs.STUDENT), student.state_dict())
+    files.write_npz(os.path.join(folder, runs.EXAM), dataclasses.replace(exam, mapped=mapped).to_arrays())
+    record = {
+        "schema": runs.SCHEMA,
+        "status": "finished",
+        "created": "2025-01-01T00:00:00+00:00",
+        "id": "0123456789abcdef",
+        "student": {"architecture": STUDENT, "size": SIZE, "dim": DIM, "preprocessing": preprocessing.to_json()},
+        "teacher": {"name": "by hand"},
+        "method": {"name": "tintem"},
+        "images": {"root": str(pictures)},
+        "metrics": {"cosine_mean": 0.5},
+        "history": [],
+        "chain": CHAIN,
+        "files": {name: files.sha256_of_file(os.path.join(folder, name)) for name in (runs.STUDENT, runs.EXAM)},
+    }
+    files.write_json(os.path.join(folder, "run.json"), record)
+    return str(folder)
+
+
+def target(**changes):
+    """onnx-fp32 as a `Target`, with changes."""
+    gate = Gate(min_cosine=0.9999, max_error_share=1e-3)
+    values = {
+        "description": "for tests",
+        "runtime": "onnxruntime",
+        "precision": "fp32",
+        "gate": {"embedding": gate, "local": gate},
+        "name": "test",
+        "batch": Batch(1, 1, 5),
+    }
+    return Target(**{**values, **changes})
+
+
+def jpeg(picture, **options):
+    handle = io.BytesIO()
+    picture.save(handle, "JPEG", **options)
+    return handle.getvalue()

@@ -1,0 +1,22 @@
+"""A tiny teacher and student for the tests: real timm networks, random weights, 32 pixels, seconds to train."""
+
+import timm
+import torch
+
+from tinkit.host.weights import write_weights
+
+TEACHER = STUDENT = "test_efficientnet"
+SMALL = {
+    "teacher": TEACHER, "teacher_size": 64, "student": STUDENT, "student_size": 32, "dim": 16, "epochs": 2,
+    "batch_size": 8, "views": 2, "workers": 0, "quiet": True,
+}  # fmt: skip
+
+
+def teacher_weights(folder):
+    """A weights file of random but lively weights, the same every time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        network = timm.create_model(TEACHER, num_classes=0)
+    path = str(folder / "teacher.safetensors")
+    write_weights(path, network.state_dict())
+    return path

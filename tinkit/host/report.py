@@ -1,0 +1,332 @@
+"""`tinkit report`: the evidence of a report.json as one page, report.html, that can be mailed, printed and kept.
+
+The page is written from the JSON and, as long as it is there, from the bundle: its manifest (training, sizes, identities)
+and its exam (pictures). What neither holds is "not recorded". Everything is inside the file: no script, no request,
+thumbnails re-encoded from pixels, so without EXIF. File names are a stranger's text; the template escapes all of it.
+"""
+
+import base64
+import glob
+import io
+import math
+import os
+from dataclasses import dataclass, replace
+from decimal import ROUND_FLOOR, Decimal
+from typing import Any
+
+import jinja2
+from PIL import Image
+
+from tinkit import files, workspace
+from tinkit.bundle import MODEL, Bundle, Exam, open_bundle
+from tinkit.errors import TinkitError
+from tinkit.fidelity import FAILED, Fidelity
+from tinkit.host import plots
+from tinkit.results import REPORT_SCHEMA, Latency, Report
+
+JSON, PAGE, TEMPLATE = "report.json", "report.html", "report.html.j2"
+NOT_RECORDED = "not recorded"
+THUMBNAILS = 24  # in the whole page
+THUMBNAIL_SIDE = 128  # pixels; shown at two thirds of it, for sharp screens
+ROUNDING = 1e-12  # of float64: equal answers have a cosine of 0.9999999999999998
+LONGEST_LIST = 24  # entries of a list that are written out
+NOT_A_LOSS = ("epoch", "step", "lr", "step_ms")
+CURVES = (  # title, held-out metrics and their short names, what is better
+    ("Held-out cosine, student to mapped teacher", {"cosine_mean": "mean", "cosine_p1": "p1", "cosine_min": "min"}, "higher"),
+    (
+        "Held-out mean |difference of pairwise cosines|",
+        {"cosine_difference": "to teacher", "cosine_difference_mapped": "to mapped"},
+        "lower",
+    ),
+    ("Held-out neighbours shared with the teacher", {"neighbour_overlap": "overlap"}, "higher"),
+)
+
+
+def report(source=None, out=None) -> Report:
+    """Write report.html from `source` and return its `Report`, whose `path` is the page.
+
+    source: a report's folder or report.json, the newest below runs/ when None. out: a folder, or a file ending in .html;
+    beside report.json when None. Raises TinkitError for a missing or foreign report; a missing or damaged bundle is no
+    error, the page says so.
+    """
+    path = _find(source)
+    facts = load_report(path)
+    evidence = _open_evidence(facts, os.path.dirname(os.path.abspath(path)))
+    out = os.fspath(out) if out is not None else os.path.dirname(os.path.abspath(path))
+    page = out if out.endswith(".html") else os.path.join(out, PAGE)
+    files.write_text(page, render(facts, evidence))
+    return replace(facts, path=os.path.abspath(page))
+
+
+def load_report(path) -> Report:
+    """The `Report` of a report.json. Raises TinkitError for another schema or a part that is missing."""
+    value = files.read_json(path, "The report")
+    if value.get("schema") != REPORT_SCHEMA:
+        raise TinkitError(
+            "The report has a schema that this tinkit does not read.",
+            where=path,
+            seen=repr(value.get("schema")),
+            next_step="profile the bundle again with this version",
+        )
+    try:
+        return Report.from_json(value)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise TinkitError("The report is not complete.", where=path, seen=str(error)) from None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What lies beside the report: the bundle and its exam, or in `missing` why one of them is not here."""
+
+    bundle: Bundle | None
+    exam: Exam | None
+    missing: str = ""
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        return self.bundle.manifest if self.bundle else {}
+
+
+def render(facts: Report, evidence: Evidence) -> str:
+    """The page as text."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(os.path.dirname(os.path.abspath(__file__))),
+        autoescape=True,
+        undefined=jinja2.ChainableUndefined,  # what an older manifest lacks is said, by `finalize`
+        finalize=_said,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        cut=cut, short=short, flat=flat, arrow=lambda hop: str(hop).replace("->", "→"), slug=lambda text: text.replace(" ", "-")
+    )
+    strips, shown = worst_pictures(facts.chain, evidence.exam)
+    page = environment.get_template(TEMPLATE).render(
+        report=facts,
+        manifest=evidence.manifest,
+        missing=evidence.missing,
+        exam=evidence.exam,
+        host_gate=_table(evidence.manifest.get("host_gate") or facts.bundle.get("host_gate")),
+        failures=_failures(facts),
+        worst=worst_hop(facts.chain),
+        single=next((run for run in facts.latency if run.batch == 1), next(iter(facts.latency), None)),
+        target=facts.bundle.get("target") or {},
+        sizes=_sizes(facts, evidence.manifest),
+        hop_conditions=_own_conditions(facts.chain),
+        strips=strips,
+        shown=shown,
+        curves=_curves(_table(evidence.manifest.get("run")).get("history")),
+        histograms=[(run, *_histogram(run)) for run in facts.latency if run.samples_ms],
+        not_recorded=NOT_RECORDED,
+        short=short,
+    )
+    return page.encode("utf-8", "replace").decode()  # a file name may hold bytes that are no UTF-8
+
+
+def cut(cosine, digits=5) -> str:
+    """A cosine with its further digits cut off towards -1, so that none looks better than it was."""
+    if not _finite(cosine):
+        return short(cosine)
+    return f"{Decimal(repr(float(cosine) + ROUNDING)).quantize(Decimal(1).scaleb(-digits), ROUND_FLOOR)}"
+
+
+def short(value) -> str:
+    """A number with four significant digits; text as it is; nothing as "not recorded"."""
+    if _said(value) is NOT_RECORDED or value == "":
+        return NOT_RECORDED
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+    if math.isnan(value):
+        return "not a number"
+    if math.isinf(value):
+        return "infinite"
+    if isinstance(value, int) or (value == int(value) and abs(value) < 1e15):
+        return f"{int(value):,}".replace(",", "\u2009")  # thin spaces
+    return f"{value:.4g}"
+
+
+def flat(value, without=("history", "chain", "hops"), prefix="", text=None) -> list[tuple[str, str]]:
+    """Nested plain data as (dotted name, text) in order. Long lists are counted, not written out.
+
+    `text` writes a value, by default with all its digits.
+    """
+    text = text or _exact
+    rows = []
+    for key, entry in value.items() if isinstance(value, dict) else [("", value)]:
+        name = ".".join(filter(None, (prefix, str(key))))
+        if key in without:
+            continue
+        if isinstance(entry, dict) and entry:
+            rows += flat(entry, without, name, text)
+        elif isinstance(entry, (list, tuple)) and len(entry) > LONGEST_LIST:
+            rows.append((name, f"{len(entry)} entries"))
+        elif isinstance(entry, (list, tuple)) and any(isinstance(item, dict) for item in entry):
+            for index, item in enumerate(entry):
+                rows += flat(item, without, f"{name}.{index}", text)
+        elif isinstance(entry, (list, tuple, dict)):
+            rows.append((name, ", ".join(text(item) for item in entry) or "none"))
+        else:
+            rows.append((name, text(entry)))
+    return rows
+
+
+def worst_hop(chain: list[Fidelity]) -> Fidelity | None:
+    """The gated hop of the lowest cosine, a failed one first; pixels are judged by other means and do not count."""
+    gated = [hop for hop in chain if hop.gate and hop.pictures and hop.output != "pixels"]
+    return min(gated, key=lambda hop: (hop.verdict != FAILED, hop.cosine_min), default=None)
+
+
+def worst_pictures(chain: list[Fidelity], exam: Exam | None):
+    """(strips, pictures shown): for each hop that changed anything its number, its thumbnails, and other worst pictures.
+
+    Every picture is in the page once, at most THUMBNAILS in all: the worst of each hop first, then the second worst.
+    """
+    if exam is None:
+        return [], 0
+    strips = [
+        {"number": number, "hop": hop, "new": [], "shared": [], "elsewhere": []}
+        for number, hop in enumerate(chain, 1)
+        if hop.worst and hop.max_error != 0
+    ]
+    shown: set[int] = set()
+    for rank in range(max((len(strip["hop"].worst) for strip in strips), default=0)):
+        for strip in strips:
+            for entry in strip["hop"].worst[rank : rank + 1]:
+                index = _exam_index(entry, exam)
+                if index is None:
+                    strip["elsewhere"].append(entry)
+                elif index in shown:
+                    strip["shared"].append(dict(entry, id=index))
+                elif len(shown) < THUMBNAILS:
+                    shown.add(index)
+                    strip["new"].append(dict(entry, id=index, data=thumbnail(exam.pixels[index])))
+    return strips, len(shown)
+
+
+def thumbnail(pixels_HWC) -> str:
+    """A data: URI of a small JPEG made from pixels alone: nothing of the original file is in it."""
+    image = Image.fromarray(pixels_HWC)
+    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=75, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _find(source):
+    """The path of report.json; below runs/ the one with the latest `created`."""
+    if source is not None:
+        source = os.fspath(source)
+        path = os.path.join(source, JSON) if os.path.isdir(source) else source
+        if not os.path.isfile(path):
+            raise TinkitError("There is no report here.", where=path, next_step="tinkit profile writes one")
+        return path
+    found = []
+    for path in glob.glob(os.path.join(workspace.RUNS, "**", JSON), recursive=True):
+        try:
+            found.append((load_report(path).created, path))
+        except TinkitError:
+            continue  # half-copied, or of another version: not the newest report
+    if not found:
+        raise TinkitError(
+            "There is no report here.",
+            where=os.path.abspath(workspace.RUNS),
+            next_step="tinkit profile writes one; or name a report's folder",
+        )
+    return max(found)[1]
+
+
+def _open_evidence(facts: Report, folder) -> Evidence:
+    """The bundle where the report says, or beside the report after a move; never another one than was examined."""
+    recorded = str(facts.bundle.get("path") or "")
+    if not recorded:
+        return Evidence(None, None, "The report does not say where its bundle lies.")
+    beside = os.path.join(os.path.dirname(folder), os.path.basename(recorded))
+    path = next((place for place in (recorded, beside) if os.path.isdir(place)), None)
+    if path is None:
+        return Evidence(None, None, f"The bundle is no longer at {recorded}.")
+    try:
+        bundle = open_bundle(path)
+        examined = facts.bundle.get("model_sha256")
+        if examined and bundle.manifest["files"].get(MODEL, {}).get("sha256") != examined:
+            return Evidence(None, None, f"The bundle at {path} is another one than was examined: its model differs.")
+        exam = bundle.exam()
+    except TinkitError as error:
+        return Evidence(None, None, f"The bundle at {path} cannot be used: {error.what}")
+    if exam is None:
+        return Evidence(bundle, None, "The bundle carries no exam (it was exported with --deploy-only).")
+    return Evidence(bundle, exam)
+
+
+def _exam_index(entry, exam: Exam):
+    """Where the exam has this picture, or None. Hops before the export count other pictures, so the name decides."""
+    index, name = entry.get("index"), entry.get("name")
+    if isinstance(index, int) and 0 <= index < len(exam.names) and str(exam.names[index]) == name:
+        return index
+    same = [place for place, known in enumerate(exam.names) if str(known) == name]
+    return same[0] if len(same) == 1 else None
+
+
+def _failures(facts: Report):
+    hops = [f"{hop.hop} ({hop.output}): {hop.reason}" for hop in facts.chain if hop.verdict == FAILED]
+    budgets = [
+        f"budget {entry.get('name')}: {short(entry.get('measured'))}, the limit is {short(entry.get('limit'))}"
+        for entry in facts.budgets
+        if entry.get("verdict") == FAILED
+    ]
+    return [text.replace("->", "→") for text in hops + budgets]
+
+
+def _sizes(facts: Report, manifest):
+    student = _table(manifest.get("student"))
+    of_model = _table(_table(manifest.get("files")).get(MODEL)).get("bytes")
+    file_mb = of_model / 1e6 if _finite(of_model) else facts.bundle.get("file_mb")
+    return {"parameters": student.get("parameters"), "macs": student.get("macs"), "file_mb": file_mb, "student": student}
+
+
+def _own_conditions(chain: list[Fidelity]):
+    """Each hop's conditions without those that every hop on the device shares: (shared, [own of hop 1, ...])."""
+    device = [hop.conditions for hop in chain if "device" in hop.conditions]
+    shared = {key: value for key, value in (device[0] if device else {}).items() if all(c.get(key) == value for c in device)}
+    own = [{key: value for key, value in hop.conditions.items() if key not in shared} for hop in chain]
+    return shared, own
+
+
+def _curves(history):
+    """[(title, chart, caption)] of a run's history: the loss, its parts, the held-out metrics."""
+    history = [entry for entry in history or [] if isinstance(entry, dict)]
+    if not history:
+        return []
+    epochs = [entry.get("epoch", number) for number, entry in enumerate(history, 1)]
+    metrics = {name for _, names, _ in CURVES for name in names}
+    numbers = {name for entry in history for name, value in entry.items() if _finite(value)}
+    parts = sorted(numbers - metrics - {"loss", *NOT_A_LOSS})
+    wanted = [("Loss", {"loss": "loss"}, "lower"), ("Parts of the loss, before weighting", {p: p for p in parts}, "lower"), *CURVES]
+    curves = []
+    for title, names, better in wanted:
+        series = {label: [entry.get(name) for entry in history] for name, label in names.items() if name in numbers}
+        if series:
+            curves.append((title, plots.line_chart(title, series, epochs), f"{better} is better"))
+    return curves
+
+
+def _histogram(run: Latency):
+    marks = {"p50": run.p50_ms, "p95": run.p95_ms, "p99": run.p99_ms}
+    return plots.histogram(f"Latency of batch {run.batch}, {run.samples} samples", run.samples_ms, marks)
+
+
+def _said(value):
+    """Nothing is never shown as an empty place."""
+    return NOT_RECORDED if value is None or isinstance(value, jinja2.Undefined) else value
+
+
+def _table(value) -> dict:
+    return value if isinstance(value, dict) else {}
+
+
+def _finite(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _exact(value):
+    """Text of a fact: numbers with all their digits, for a condition is compared, not read."""
+    return short(value) if value is None or value == "" or isinstance(value, bool) else str(value)
