@@ -42,8 +42,13 @@ def lay_out(data, work):
             for member in archive:
                 if member.isfile():
                     content = archive.extractfile(member).read()
-                    found.append((hashlib.sha256(b"road/" + hashlib.sha256(content).digest()).hexdigest(),
-                                  os.path.join(style, member.name), content))  # fmt: skip
+                    found.append(
+                        (
+                            hashlib.sha256(b"road/" + hashlib.sha256(content).digest()).hexdigest(),
+                            os.path.join(style, member.name),
+                            content,
+                        )
+                    )
     for rank, (_, name, content) in enumerate(sorted(found, key=lambda entry: entry[:2])):
         path = os.path.join(root, "test" if rank < HELD_OUT else "train", os.path.normpath("/" + name)[1:])
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -60,13 +65,20 @@ def run_row(name, seed, work, epochs):
     pictures = os.path.join(work, "pictures")
     out = os.path.join(work, "runs", f"{name.replace(' ', '-').replace('(', '').replace(')', '')}-seed{seed}")
     began = time.monotonic()
-    if ROWS[name] is not None:
-        if not finished(out):
-            tinkit.distill(
-                os.path.join(pictures, "train"), out=out, resume=os.path.exists(os.path.join(out, "run.json")),
-                teacher=TEACHER, teacher_size=TEACHER_SIZE, student=STUDENT, student_size=STUDENT_SIZE, epochs=epochs,
-                views=2, seed=seed, **ROWS[name],
-            )  # fmt: skip
+    if ROWS[name] is not None and not finished(out):
+        tinkit.distill(
+            os.path.join(pictures, "train"),
+            out=out,
+            resume=os.path.exists(os.path.join(out, "run.json")),
+            teacher=TEACHER,
+            teacher_size=TEACHER_SIZE,
+            student=STUDENT,
+            student_size=STUDENT_SIZE,
+            epochs=epochs,
+            views=2,
+            seed=seed,
+            **ROWS[name],
+        )
     found = examine(None if ROWS[name] is None else out, pictures, work, seed)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     return {"row": name, "seed": seed, "seconds_in_all": time.monotonic() - began, "peak_mb": peak, **found}
@@ -121,10 +133,13 @@ def examine(run_path, pictures, work, seed):
         cosine = cosine_per_picture(student_held, mapped)
         timings = run.record["timings"]
         found.update(
-            cosine_mean=float(cosine.mean()), cosine_p1=float(np.percentile(cosine, 1)),
+            cosine_mean=float(cosine.mean()),
+            cosine_p1=float(np.percentile(cosine, 1)),
             cosine_difference_mapped=cosine_difference(student_held, mapped),
-            images_per_s=timings["images_per_s"], train_s=timings["train_s"], prepare_s=timings["prepare_s"],
-        )  # fmt: skip
+            images_per_s=timings["images_per_s"],
+            train_s=timings["train_s"],
+            prepare_s=timings["prepare_s"],
+        )
     return found
 
 
@@ -133,13 +148,17 @@ def embed_pictures(student, pictures):
     import numpy as np
     import torch
 
-    from tinkit.host.views import EVALUATION, Views, ViewPolicy, collate, normalise_on_device
+    from tinkit.host.views import EVALUATION, ViewPolicy, Views, collate, normalise_on_device
 
     views = Views(pictures, ViewPolicy(), [student.spec.preprocessing], student.spec.preprocessing.crop_pct)
-    items = [[(i, EVALUATION) for i in range(start, min(start + 64, len(pictures)))] for start in range(0, len(pictures), 64)]
+    items = [
+        [(i, EVALUATION) for i in range(start, min(start + 64, len(pictures)))] for start in range(0, len(pictures), 64)
+    ]
     loader = torch.utils.data.DataLoader(views, batch_sampler=items, collate_fn=collate, num_workers=1)
     with torch.no_grad():
-        parts = [student(normalise_on_device(pixels[0], student.spec.preprocessing)).global_BD for pixels, _, _ in loader]
+        parts = [
+            student(normalise_on_device(pixels[0], student.spec.preprocessing)).global_BD for pixels, _, _ in loader
+        ]
     return np.concatenate([part.numpy() for part in parts])
 
 
@@ -152,11 +171,17 @@ def finished(out):
 
 
 COLUMNS = (
-    ("student_knn", "student kNN"), ("kept", "of teacher's"), ("agreement", "agreement"),
-    ("cosine_difference", "mean abs diff of cosines"), ("cosine_difference_mapped", "same, to mapped teacher"),
-    ("cosine_mean", "cosine to mapped"), ("cosine_p1", "p1"), ("images_per_s", "images/s"), ("train_s", "training s"),
+    ("student_knn", "student kNN"),
+    ("kept", "of teacher's"),
+    ("agreement", "agreement"),
+    ("cosine_difference", "mean abs diff of cosines"),
+    ("cosine_difference_mapped", "same, to mapped teacher"),
+    ("cosine_mean", "cosine to mapped"),
+    ("cosine_p1", "p1"),
+    ("images_per_s", "images/s"),
+    ("train_s", "training s"),
     ("peak_mb", "peak MB"),
-)  # fmt: skip
+)
 
 
 def table(results):
@@ -201,8 +226,19 @@ def main():
     for name, seed in jobs:
         saved = os.path.join(arguments.work, f"result-{name}-{seed}-{arguments.epochs}.json")
         if not os.path.exists(saved):
-            command = [sys.executable, __file__, arguments.data, "--work", arguments.work, "--epochs",
-                       str(arguments.epochs), "--row", name, "--seed", str(seed)]  # fmt: skip
+            command = [
+                sys.executable,
+                __file__,
+                arguments.data,
+                "--work",
+                arguments.work,
+                "--epochs",
+                str(arguments.epochs),
+                "--row",
+                name,
+                "--seed",
+                str(seed),
+            ]
             text = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
             with open(saved + ".partial", "w", encoding="utf-8") as handle:
                 handle.write(text)

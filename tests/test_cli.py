@@ -16,9 +16,13 @@ from tinkit.cli import cli
 def tinkit(*arguments, cwd, **environment):
     """(exit code, stdout, stderr) of a real process."""
     done = subprocess.run(
-        [sys.executable, "-m", "tinkit.cli", *arguments], cwd=cwd, capture_output=True, text=True, timeout=120,
+        [sys.executable, "-m", "tinkit.cli", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
         env={**os.environ, **environment},
-    )  # fmt: skip
+    )
     return done.returncode, done.stdout, done.stderr
 
 
@@ -39,7 +43,9 @@ def test_help_is_quick(tmp_path):
 
 
 def test_help_imports_nothing_heavy():
-    code = "import sys; sys.argv=['tinkit','--help']\nfrom tinkit.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    code = (
+        "import sys; sys.argv=['tinkit','--help']\nfrom tinkit.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    )
     code += "heavy = {'torch','timm','numpy','onnx','rich','onnxruntime'} & set(sys.modules); assert not heavy, heavy"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
@@ -87,7 +93,11 @@ def test_unknown_target_offers_the_nearest(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("[distil]\nepochs = 1\n", "distill"), ("[distill]\nepoch = 1\n", "epochs"), ("[profile]\nbudgett = 1\n", "budget")],
+    [
+        ("[distil]\nepochs = 1\n", "distill"),
+        ("[distill]\nepoch = 1\n", "epochs"),
+        ("[profile]\nbudgett = 1\n", "budget"),
+    ],
 )
 def test_a_typo_in_the_settings_file_is_named(tmp_path, text, said):
     (tmp_path / "tinkit.toml").write_text(text)

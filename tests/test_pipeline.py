@@ -1,16 +1,12 @@
 """Pictures in, report out, with a tiny pair: the one test to show a visitor."""
 
 import json
-import os
-import sys
 
 import pytest
+from small_pair import SMALL, teacher_weights
 
 import tinkit
 from tinkit import cli
-
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), "host"))
-from small_pair import SMALL, teacher_weights
 
 
 @pytest.fixture

@@ -50,7 +50,9 @@ class Exam:
         try:
             pixels, names = arrays["pixels"], arrays["names"]
             answers = {key[len("answer/") :]: arrays[key] for key in arrays if key.startswith("answer/")}
-            encoded = {int(key[len("encoded/") :]): arrays[key].tobytes() for key in arrays if key.startswith("encoded/")}
+            encoded = {
+                int(key[len("encoded/") :]): arrays[key].tobytes() for key in arrays if key.startswith("encoded/")
+            }
         except (KeyError, ValueError) as error:
             raise TinkitError("The exam is not complete.", where=where, seen=str(error)) from None
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or any(len(a) != len(pixels) for a in answers.values()):
@@ -111,7 +113,9 @@ def open_bundle(path):
             raise TinkitError("A file of the bundle lies outside it.", where=manifest_path, seen=name)
         file_path = os.path.join(path, name)
         if not os.path.isfile(file_path):
-            raise TinkitError("A file of the bundle is missing.", where=file_path, next_step="copy the whole folder again")
+            raise TinkitError(
+                "A file of the bundle is missing.", where=file_path, next_step="copy the whole folder again"
+            )
         seen = files.sha256_of_file(file_path)
         if seen != record["sha256"]:
             raise TinkitError(

@@ -15,11 +15,26 @@ from tinkit import errors
 
 SETTINGS_FILE = "tinkit.toml"
 EXTRAS = {  # import name -> the extra that brings it
-    **dict.fromkeys(("torch", "torchvision", "timm", "lightning_fabric", "onnx", "onnxscript", "safetensors", "sklearn",
-                     "matplotlib", "jinja2", "PIL", "onnxconverter_common"), "host,cpu"),
+    **dict.fromkeys(
+        (
+            "torch",
+            "torchvision",
+            "timm",
+            "lightning_fabric",
+            "onnx",
+            "onnxscript",
+            "safetensors",
+            "sklearn",
+            "matplotlib",
+            "jinja2",
+            "PIL",
+            "onnxconverter_common",
+        ),
+        "host,cpu",
+    ),
     "onnxruntime": "cpu",
     "skimage": "demo",
-}  # fmt: skip
+}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -45,7 +60,11 @@ def _option(*names, **options):
 @_option("--teacher", help="timm name, efficientnet-lite0/1/2, or path.onnx  [efficientnet-lite2]")
 @_option("--teacher-weights", help="a local weights file for a timm teacher (safetensors or state dict)")
 @_option("--teacher-size", type=int, help="pixels the teacher sees  [its own]")
-@_option("--teacher-global", type=click.Choice(["own", "pooled"]), help="its class token or mean, or its pooled vector  [own]")
+@_option(
+    "--teacher-global",
+    type=click.Choice(["own", "pooled"]),
+    help="its class token or mean, or its pooled vector  [own]",
+)
 @_option("--teacher-mean", type=float, nargs=3, help="RGB mean in 0..1, ONNX teachers only  [ImageNet's]")
 @_option("--teacher-std", type=float, nargs=3, help="RGB std in 0..1, ONNX teachers only  [ImageNet's]")
 @_option("--student", help="timm name  [mobilenetv4_conv_small]")
@@ -88,7 +107,9 @@ def distill(images, out, resume, **given):
         settings = {name: value for name, value in settings.items() if name not in ("images", "out")}
     result = tinkit.distill(images, out=out, resume=resume, **settings)
     click.echo(f"run      {result.run}")
-    click.echo(f"student  {result.student}, {result.epochs} epochs on {result.pictures} pictures, {result.seconds:.0f} s")
+    click.echo(
+        f"student  {result.student}, {result.epochs} epochs on {result.pictures} pictures, {result.seconds:.0f} s"
+    )
     found = result.metrics
     click.echo(
         f"held out cosine to the mapped teacher {found['cosine_mean']:.3f} (p1 {found['cosine_p1']:.3f}), "
@@ -224,9 +245,11 @@ def _with_file(section, given, known=None, extra=()):
     for name in values:
         if name not in ("distill", "export", "profile"):
             raise errors.TinkitError(
-                "The settings file has a section that tinkit does not know.", where=SETTINGS_FILE, seen=name,
+                "The settings file has a section that tinkit does not know.",
+                where=SETTINGS_FILE,
+                seen=name,
                 next_step=nearest(name, ("distill", "export", "profile")),
-            )  # fmt: skip
+            )
     values = values.get(section, {})
     if known is None:
         from dataclasses import fields
@@ -238,9 +261,11 @@ def _with_file(section, given, known=None, extra=()):
     for name in values:
         if name not in known:
             raise errors.TinkitError(
-                f"The settings file has a key that `tinkit {section}` does not know.", where=SETTINGS_FILE, seen=name,
+                f"The settings file has a key that `tinkit {section}` does not know.",
+                where=SETTINGS_FILE,
+                seen=name,
                 next_step=nearest(name, known),
-            )  # fmt: skip
+            )
     if values:
         _say(f"settings from {SETTINGS_FILE}: " + ", ".join(f"{name} = {value}" for name, value in values.items()))
     return {**values, **given}

@@ -161,7 +161,11 @@ def nearest(name, names):
     if close:
         return "did you mean {}?".format(" or ".join(close))
     names = sorted(names)
-    return "known: {}".format(", ".join(names)) if len(names) <= 20 else "none of {} known names is near".format(len(names))
+    return (
+        "known: {}".format(", ".join(names))
+        if len(names) <= 20
+        else "none of {} known names is near".format(len(names))
+    )
 
 
 def _places(folder):
@@ -292,4 +296,3 @@ def _budget_number(value, seen, where):
     if not number > 0 or number == float("inf"):
         raise TinkitError("A budget wants a number above 0.", where=where, seen=seen)
     return number
-

@@ -1,9 +1,9 @@
 """Where runs and bundles lie, and which one is the newest finished one.
 
-    runs/NAME/                      a run: run.json says status "finished" when it is
-    runs/NAME/bundle-TARGET/        its bundles
-    runs/NAME/report-TARGET-DEVICE/ their reports
-    runs/.stores/                   teacher features, shared by the runs beside it
+runs/NAME/                      a run: run.json says status "finished" when it is
+runs/NAME/bundle-TARGET/        its bundles
+runs/NAME/report-TARGET-DEVICE/ their reports
+runs/.stores/                   teacher features, shared by the runs beside it
 """
 
 import glob

@@ -1,8 +1,7 @@
-"""A finished run made by hand: a tiny lively student, real photographs in crops, everything that export reads."""
+"""A finished run made by hand: a tiny lively student, an exam of photographs, everything that export reads."""
 
 import dataclasses
 import importlib.util
-import io
 import os
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 
 from tinkit import files
 from tinkit.host import run as runs
-from tinkit.host.exam import make_exam
+from tinkit.host.exam import exam_of_folder
 from tinkit.host.student import build_student
 from tinkit.host.weights import write_weights
 from tinkit.pixels import normalise
@@ -29,22 +28,6 @@ def students_benchmark():
     return module
 
 
-def write_pictures(folder, count):
-    """`count` crops of the photographs that come with scikit-learn, as JPEG of different shapes."""
-    from PIL import Image
-    from sklearn.datasets import load_sample_images
-
-    rng = np.random.default_rng(5)
-    photographs = load_sample_images().images
-    for index in range(count):
-        photograph = photographs[index % len(photographs)]
-        height, width = rng.integers(120, 300, 2)
-        top, left = rng.integers(0, photograph.shape[0] - height), rng.integers(0, photograph.shape[1] - width)
-        crop = Image.fromarray(photograph[top : top + height, left : left + width])
-        crop.save(os.path.join(folder, f"crop{index:02}.jpg"), quality=92)
-    return folder
-
-
 def small_student(pixels_NHWC=None, architecture=STUDENT, size=SIZE, dim=DIM):
     """A `Student` with random weights that tells pictures apart."""
     torch.manual_seed(1)
@@ -54,15 +37,16 @@ def small_student(pixels_NHWC=None, architecture=STUDENT, size=SIZE, dim=DIM):
     return students_benchmark().lively(student, torch.from_numpy(normalise(pixels_NHWC, student.spec.preprocessing)))
 
 
-def write_run(folder, pictures, change=None, encoded=8):
-    """A finished run at `folder` whose exam are the JPEG files of `pictures`. `change(student)` may plant a fault."""
+def write_run(folder, pictures, change=None, change_exam=None, count=12):
+    """A finished run at `folder` with `count` of `pictures` as its exam. `change(student)` may plant a fault."""
     preprocessing = build_student(STUDENT, SIZE, DIM).spec.preprocessing
-    names = sorted(os.listdir(pictures))
-    exam = make_exam([(os.path.join(pictures, name), name) for name in names], preprocessing, encoded)
+    exam, _ = exam_of_folder(pictures, preprocessing, count)
     student = small_student(exam.pixels)
     if change is not None:
         change(student)
-    mapped = np.random.default_rng(4).normal(size=(len(names), DIM)).astype(np.float32)
+    if change_exam is not None:
+        exam = change_exam(exam)
+    mapped = np.random.default_rng(4).normal(size=(count, DIM)).astype(np.float32)
     os.makedirs(folder)
     write_weights(os.path.join(folder, runs.STUDENT), student.state_dict())
     files.write_npz(os.path.join(folder, runs.EXAM), dataclasses.replace(exam, mapped=mapped).to_arrays())
@@ -96,9 +80,3 @@ def target(**changes):
         "batch": Batch(1, 1, 5),
     }
     return Target(**{**values, **changes})
-
-
-def jpeg(picture, **options):
-    handle = io.BytesIO()
-    picture.save(handle, "JPEG", **options)
-    return handle.getvalue()

@@ -7,9 +7,17 @@ from tinkit.host.weights import write_weights
 
 TEACHER = STUDENT = "test_efficientnet"
 SMALL = {
-    "teacher": TEACHER, "teacher_size": 64, "student": STUDENT, "student_size": 32, "dim": 16, "epochs": 2,
-    "batch_size": 8, "views": 2, "workers": 0, "quiet": True,
-}  # fmt: skip
+    "teacher": TEACHER,
+    "teacher_size": 64,
+    "student": STUDENT,
+    "student_size": 32,
+    "dim": 16,
+    "epochs": 2,
+    "batch_size": 8,
+    "views": 2,
+    "workers": 0,
+    "quiet": True,
+}
 
 
 def teacher_weights(folder):

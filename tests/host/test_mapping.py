@@ -35,7 +35,9 @@ def test_pca_as_wide_or_wider_is_a_rotation(dim):
 def test_pca_keeps_all_of_a_low_rank_teacher():
     mapping, data = fitted("pca", 16, 4, rank=4)
     centred = data - data.mean(0)
-    torch.testing.assert_close(mapping(Features(data)) @ mapping(Features(data)).T, centred @ centred.T, atol=5e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        mapping(Features(data)) @ mapping(Features(data)).T, centred @ centred.T, atol=5e-3, rtol=1e-3
+    )
 
 
 def test_pca_orders_by_variance_and_is_orthonormal():

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from small_pair import TEACHER, teacher_weights
 
 from tinkit.errors import TinkitError
 from tinkit.host import store as store_module
@@ -17,7 +18,6 @@ from tinkit.host.images import scan
 from tinkit.host.store import open_or_build
 from tinkit.host.teacher import load_teacher
 from tinkit.host.views import AllViews, ViewPolicy
-from small_pair import TEACHER, teacher_weights
 
 
 @pytest.fixture
@@ -140,8 +140,7 @@ def test_features_that_overflow_half_precision_are_refused(parts):
 
 
 KILLED = """
-import sys, time
-sys.path.insert(0, {tests!r})
+import time
 import torch
 torch.set_num_threads(1)
 from tinkit.host import store
@@ -165,8 +164,7 @@ def test_kill_9_costs_at_most_a_chunk(parts, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(store_module, "CHUNK_ROWS", 8)
     teacher, views, root = parts
     whole = open_or_build(root + "-whole", teacher, views, batch=4)
-    script = KILLED.format(tests=os.path.dirname(__file__), weights=str(tmp_path / "teacher.safetensors"),
-                           photos=str(photos), root=root)  # fmt: skip
+    script = KILLED.format(weights=str(tmp_path / "teacher.safetensors"), photos=str(photos), root=root)
     process = subprocess.Popen([sys.executable, "-c", script])
     listing = os.path.join(root, os.path.basename(whole.path), "chunks.jsonl")
     deadline = time.monotonic() + 60

@@ -8,12 +8,12 @@ import pytest
 import timm
 import torch
 from onnx import TensorProto, helper
+from small_pair import TEACHER, teacher_weights
 
 from tinkit.errors import TinkitError
 from tinkit.host import teacher as teacher_module
 from tinkit.host.teacher import load_teacher
 from tinkit.host.weights import write_weights
-from small_pair import TEACHER, teacher_weights
 
 PIXELS = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -119,10 +119,15 @@ def write_onnx(path, location=None):
         helper.make_node("MatMul", ["flat", "w"], ["embedding"]),
     ]
     graph = helper.make_graph(
-        nodes, "teacher", [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["b", 3, 32, 32])],
-        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["b", 5]),
-         helper.make_tensor_value_info("map", TensorProto.FLOAT, ["b", 3, 4, 4])], [tensor],
-    )  # fmt: skip
+        nodes,
+        "teacher",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["b", 3, 32, 32])],
+        [
+            helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["b", 5]),
+            helper.make_tensor_value_info("map", TensorProto.FLOAT, ["b", 3, 4, 4]),
+        ],
+        [tensor],
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     if location:
         onnx.external_data_helper.set_external_data(model.graph.initializer[0], location)

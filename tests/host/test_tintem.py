@@ -112,9 +112,7 @@ def test_a_student_that_is_the_mapped_teacher_has_no_student_loss(feature_cosine
     method = make("pca", center=True, feature_cosine=feature_cosine, cosines_weight=1.0)
     teacher = features(5, 4, 8, 2)
     mapping = method.mapping
-    student = Features(
-        mapping(teacher), mapping.target(mapping.raw(teacher.local_BLD, 1), 1), teacher.grid
-    )
+    student = Features(mapping(teacher), mapping.target(mapping.raw(teacher.local_BLD, 1), 1), teacher.grid)
     parts = method(Batch(student, teacher, torch.arange(5), 0, 0))
     assert parts["loss"].item() == pytest.approx(0, abs=1e-6)
 

@@ -8,8 +8,16 @@ from PIL import Image
 from tinkit.errors import TinkitError
 from tinkit.host.images import Picture
 from tinkit.host.views import (
-    EVALUATION, AllViews, ViewPolicy, Views, collate, draw, normalise_on_device, refuse_broken, render,
-)  # fmt: skip
+    EVALUATION,
+    AllViews,
+    ViewPolicy,
+    Views,
+    collate,
+    draw,
+    normalise_on_device,
+    refuse_broken,
+    render,
+)
 from tinkit.pixels import Preprocessing, centre_box, normalise
 
 CONTENT = "ab" * 32

@@ -29,9 +29,11 @@ def load(run):
         return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         raise TinkitError(
-            "The checkpoint is damaged.", where=path, seen=(str(error).splitlines() or [""])[0][:200],
+            "The checkpoint is damaged.",
+            where=path,
+            seen=(str(error).splitlines() or [""])[0][:200],
             next_step="remove it and start again with --resume: the feature store is kept",
-        ) from None  # fmt: skip
+        ) from None
 
 
 def _errno_of(path):

@@ -17,7 +17,7 @@ from tinkit.device import sitting
 from tinkit.device.runtime import open_runtime
 from tinkit.errors import TinkitError
 from tinkit.fidelity import FAILED, NOT_JUDGED, Fidelity, compare_answers
-from tinkit.host.precision import rehearsal_graph
+from tinkit.host.precision import probed, rehearsal_graph
 from tinkit.pixels import Preprocessing, normalise
 
 HOP = "student -> onnx"
@@ -52,7 +52,8 @@ def host_gate(draft: Bundle, exam: Exam) -> list[Fidelity]:
     rehearsal = os.path.join(draft.path, "rehearsal.onnx")
     onnx.save(rehearsal_graph(onnx.load(draft.model_path)), rehearsal)
     told = {"precision": "rehearsed: fp32 arithmetic, rounded to fp16 after every fp16 node"}
-    hops += answer_hops(draft, exam, rehearsal, f"{HOP}, rehearsed in fp16", told)
+    rehearsed = answer_hops(draft, exam, rehearsal, f"{HOP}, rehearsed in fp16", told)
+    hops += [_with_overflow(hop, draft, exam, rehearsal) for hop in rehearsed]
     told = {"precision": "the file that ships, in onnxruntime's own arithmetic"}
     shipped = answer_hops(draft, exam, draft.model_path, f"{HOP}, as shipped", told)
     return hops + [_structure_only(hop) for hop in shipped]
@@ -81,6 +82,25 @@ def _fitting(reference, answers, output):
             seen=f"{answers.shape}, the student gives {reference.shape}",
         )
     return reference
+
+
+def _with_overflow(hop: Fidelity, draft: Bundle, exam: Exam, rehearsal) -> Fidelity:
+    """The hop; where its answers are not finite, with the name of the first node to blame in its reason."""
+    if np.isfinite(hop.max_error):
+        return hop
+    node = first_overflow(draft, exam.pixels[[hop.worst[0]["index"]]], rehearsal)
+    return replace(hop, reason=f"{hop.reason}; the first node above fp16's 65504 is {node}")
+
+
+def first_overflow(draft: Bundle, pixels_BHWC, rehearsal) -> str:
+    """The first node in the graph's order whose rehearsed answer is not finite; "" when there is none."""
+    model, sources = probed(onnx.load(rehearsal))
+    path = os.path.join(draft.path, "probed.onnx")
+    onnx.save(model, path)
+    with open_runtime("onnxruntime", path) as runtime:
+        pixels = sitting.fill(pixels_BHWC, draft.target.batch.min)
+        seen = runtime.run(sitting.network_input(draft, pixels))
+    return next((node for name, node in sources.items() if not np.isfinite(seen[name]).all()), "")
 
 
 def _structure_only(hop: Fidelity) -> Fidelity:

@@ -32,7 +32,9 @@ def embed(student, held_out: HeldOut, device) -> np.ndarray:
     was_training = student.training
     student.eval()
     images = student.spec.preprocessing
-    parts = [student(normalise_on_device(held_out.pixels[part].to(device), images)).global_BD for part in held_out.batches()]
+    parts = [
+        student(normalise_on_device(held_out.pixels[part].to(device), images)).global_BD for part in held_out.batches()
+    ]
     student.train(was_training)
     return torch.cat(parts).float().cpu().numpy()
 
@@ -69,21 +71,29 @@ def chain(student_ND, mapped_ND, teacher_ND, names) -> list[Fidelity]:
     held-out pictures, and the two descriptions are correlated. mapped teacher -> student is the plain cosine.
     """
     first = compare_answers(
-        "teacher -> mapped teacher", "embedding", _profiles(mapped_ND), _profiles(teacher_ND), names,
+        "teacher -> mapped teacher",
+        "embedding",
+        _profiles(mapped_ND),
+        _profiles(teacher_ND),
+        names,
         conditions={
             "measure": "correlation of each picture's cosines to the other held-out pictures",
             "cosine_difference": cosine_difference(mapped_ND, teacher_ND),
             "neighbour_overlap": neighbour_overlap(mapped_ND, teacher_ND),
         },
-    )  # fmt: skip
+    )
     second = compare_answers(
-        "mapped teacher -> student", "embedding", student_ND, mapped_ND, names,
+        "mapped teacher -> student",
+        "embedding",
+        student_ND,
+        mapped_ND,
+        names,
         conditions={
             "measure": "cosine of each held-out picture",
             "cosine_difference": cosine_difference(student_ND, mapped_ND),
             "neighbour_overlap": neighbour_overlap(student_ND, mapped_ND),
         },
-    )  # fmt: skip
+    )
     return [replace(hop, reason="evidence, no gate") for hop in (first, second)]
 
 

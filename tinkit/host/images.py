@@ -55,9 +55,11 @@ def scan(folder, strict=False, tick=None) -> Pictures:
                 usable.append(Picture(os.path.join(root, name), name, content))
             elif strict:
                 raise TinkitError(
-                    "A picture cannot be read (--strict).", where=os.path.join(root, name), seen=reason,
+                    "A picture cannot be read (--strict).",
+                    where=os.path.join(root, name),
+                    seen=reason,
                     next_step="remove or repair it, or leave --strict out to skip such files",
-                )  # fmt: skip
+                )
             else:
                 skipped.append((name, reason))
             if tick:

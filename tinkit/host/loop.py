@@ -142,8 +142,16 @@ class State:
         torch.set_rng_state(state["random"])
 
 
-def train(state: State, views: Views, source: FeatureSource, settings: Settings, fabric: Fabric,
-          after_step: Callable[[dict], None], after_epoch: Callable[[], None], stop: Callable[[], bool]) -> bool:  # fmt: skip
+def train(
+    state: State,
+    views: Views,
+    source: FeatureSource,
+    settings: Settings,
+    fabric: Fabric,
+    after_step: Callable[[dict], None],
+    after_epoch: Callable[[], None],
+    stop: Callable[[], bool],
+) -> bool:
     """Train to the last epoch. Returns False when `stop()` ended it early (state is consistent either way).
 
     `after_step` gets a record of the step; `after_epoch` is called with the epoch complete and counted.
@@ -152,9 +160,15 @@ def train(state: State, views: Views, source: FeatureSource, settings: Settings,
     plan = Plan(len(views), settings.views, settings.batch_size, settings.seed)
     per_epoch = len(plan)
     workers = worker_count(settings)
-    loader = DataLoader(views, batch_sampler=plan, num_workers=workers, collate_fn=collate,
-                        worker_init_fn=ignore_interrupt, pin_memory=fabric.device.type == "cuda",
-                        generator=torch.Generator())  # fmt: skip  # its own: loaders draw a seed every epoch
+    loader = DataLoader(
+        views,
+        batch_sampler=plan,
+        num_workers=workers,
+        collate_fn=collate,
+        worker_init_fn=ignore_interrupt,
+        pin_memory=fabric.device.type == "cuda",
+        generator=torch.Generator(),
+    )  # its own: loaders draw a seed every epoch
     wrapped, optimizer = fabric.setup(state.distiller, state.optimizer)
     model = torch.compile(wrapped) if settings.compile else wrapped
     images = state.distiller.student.spec.preprocessing
@@ -162,17 +176,21 @@ def train(state: State, views: Views, source: FeatureSource, settings: Settings,
 
     while state.epoch < settings.epochs:
         plan.epoch, plan.first = state.epoch, state.batch
-        model.train()
+        wrapped.train()
         for batch in loader:
             began = time.monotonic()
             pixels, index_B, number_B = refuse_broken(batch)
             teacher = source.lookup(pixels, index_B, number_B)
             to = fabric.device
             parts = model(
-                normalise_on_device(pixels[0].to(to, non_blocking=True), images), teacher.global_BD.to(to),
-                None if teacher.local_BLD is None else teacher.local_BLD.to(to), teacher.grid, index_B.to(to),
-                state.step, state.epoch,
-            )  # fmt: skip
+                normalise_on_device(pixels[0].to(to, non_blocking=True), images),
+                teacher.global_BD.to(to),
+                None if teacher.local_BLD is None else teacher.local_BLD.to(to),
+                teacher.grid,
+                index_B.to(to),
+                state.step,
+                state.epoch,
+            )
             values = {name: float(value.detach()) for name, value in parts.items()}
             refuse_not_finite(values, state, views, index_B)
             rate = learning_rate(state.step, settings.epochs * per_epoch, settings)
@@ -186,8 +204,15 @@ def train(state: State, views: Views, source: FeatureSource, settings: Settings,
             state.step, state.batch = state.step + 1, state.batch + 1
             if state.average is not None:
                 state.average.update(state.distiller, step=state.step)
-            after_step({"step": state.step, "epoch": state.epoch, "lr": rate, **values,
-                        "step_ms": 1e3 * (time.monotonic() - began)})  # fmt: skip
+            after_step(
+                {
+                    "step": state.step,
+                    "epoch": state.epoch,
+                    "lr": rate,
+                    **values,
+                    "step_ms": 1e3 * (time.monotonic() - began),
+                }
+            )
             if stop():
                 return False
         state.epoch, state.batch = state.epoch + 1, 0

@@ -12,6 +12,7 @@ are tinkit's own, not the paper's.
 """
 
 from dataclasses import asdict, dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -40,6 +41,9 @@ class MappingSpec:
 
 class Mapping(nn.Module):
     """teacher (.., teacher_dim) -> student space (.., dim). Buffers hold basis and means; all travel in one file."""
+
+    mean: torch.Tensor  # (2, dim): of the mapped global and local features
+    steps: torch.Tensor  # how often the running mean was updated
 
     def __init__(self, spec: MappingSpec):
         super().__init__()
@@ -81,7 +85,7 @@ class Mapping(nn.Module):
         """Set basis and means from the teacher's moments (pca and learned-pca)."""
         for which, head in enumerate(self.head):
             basis_Dd = features.basis(which, self.spec.dim, seed)
-            head.start_from(basis_Dd, features.mean(which))
+            cast(_FrozenBasis, head).start_from(basis_Dd, features.mean(which))
         for which in (GLOBAL, LOCAL):
             self.mean[which] = self.raw(features.mean(which)[None].float(), which)[0]
         if self.learned:

@@ -7,6 +7,7 @@ Values that are missing or not finite break a line; nothing is filled in.
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TypeGuard
 from xml.etree import ElementTree
 
 from markupsafe import Markup
@@ -63,7 +64,7 @@ def histogram(label, samples_ms: Sequence[float], marks: Mapping[str, float]) ->
         if count:
             place = {"x": LEFT + index * width, "y": y_of(count), "width": width - 0.6, "height": y_of(0) - y_of(count)}
             _add(svg, "rect", **place, **{"class": "bar"})
-    for tick in nice_ticks(low, high):
+    for tick in nice_ticks(low, high, about=6):
         if low <= tick <= high:
             _text(svg, x_of(tick), HEIGHT - BOTTOM + 15, f"{tick:.4g}", "tick", "middle")
     _text(svg, (LEFT + right) / 2, HEIGHT - 4, "ms; height is the number of samples", "tick", "middle")
@@ -100,7 +101,7 @@ def apart(wanted: Mapping, top, bottom, gap=LINE):
     return placed
 
 
-def _known(value):
+def _known(value) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 

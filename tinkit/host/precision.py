@@ -110,6 +110,20 @@ def rehearsal_graph(fp16_model):
     return model
 
 
+def probed(rehearsal):
+    """(model, tensor -> node): a rehearsal graph that also gives out every fp16 tensor, and the node each comes from."""
+    model = onnx.ModelProto()
+    model.CopyFrom(rehearsal)
+    sources = {
+        out[: -len("/exact")]: node.name for node in model.graph.node for out in node.output if out.endswith("/exact")
+    }
+    known = {value.name for value in model.graph.output}
+    model.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT16, None) for name in sources if name not in known
+    )
+    return model, sources
+
+
 def tensor_types(model) -> dict[str, int]:
     """Name -> ONNX element type of every tensor in the main graph."""
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph

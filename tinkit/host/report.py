@@ -5,9 +5,7 @@ and its exam (pictures). What neither holds is "not recorded". Everything is ins
 thumbnails re-encoded from pixels, so without EXIF. File names are a stranger's text; the template escapes all of it.
 """
 
-import base64
 import glob
-import io
 import math
 import os
 from dataclasses import dataclass, replace
@@ -15,24 +13,26 @@ from decimal import ROUND_FLOOR, Decimal
 from typing import Any
 
 import jinja2
-from PIL import Image
 
 from tinkit import files, workspace
 from tinkit.bundle import MODEL, Bundle, Exam, open_bundle
 from tinkit.errors import TinkitError
 from tinkit.fidelity import FAILED, Fidelity
 from tinkit.host import plots
+from tinkit.host.report_pictures import worst_pictures
 from tinkit.results import REPORT_SCHEMA, Latency, Report
 
 JSON, PAGE, TEMPLATE = "report.json", "report.html", "report.html.j2"
 NOT_RECORDED = "not recorded"
-THUMBNAILS = 24  # in the whole page
-THUMBNAIL_SIDE = 128  # pixels; shown at two thirds of it, for sharp screens
 ROUNDING = 1e-12  # of float64: equal answers have a cosine of 0.9999999999999998
 LONGEST_LIST = 24  # entries of a list that are written out
 NOT_A_LOSS = ("epoch", "step", "lr", "step_ms")
 CURVES = (  # title, held-out metrics and their short names, what is better
-    ("Held-out cosine, student to mapped teacher", {"cosine_mean": "mean", "cosine_p1": "p1", "cosine_min": "min"}, "higher"),
+    (
+        "Held-out cosine, student to mapped teacher",
+        {"cosine_mean": "mean", "cosine_p1": "p1", "cosine_min": "min"},
+        "higher",
+    ),
     (
         "Held-out mean |difference of pairwise cosines|",
         {"cosine_difference": "to teacher", "cosine_difference_mapped": "to mapped"},
@@ -97,9 +97,7 @@ def render(facts: Report, evidence: Evidence) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        cut=cut, short=short, flat=flat, arrow=lambda hop: str(hop).replace("->", "→"), slug=lambda text: text.replace(" ", "-")
-    )
+    environment.filters.update(cut=cut, short=short, flat=flat, arrow=_arrow, slug=lambda text: text.replace(" ", "-"))
     strips, shown = worst_pictures(facts.chain, evidence.exam)
     page = environment.get_template(TEMPLATE).render(
         report=facts,
@@ -176,42 +174,6 @@ def worst_hop(chain: list[Fidelity]) -> Fidelity | None:
     return min(gated, key=lambda hop: (hop.verdict != FAILED, hop.cosine_min), default=None)
 
 
-def worst_pictures(chain: list[Fidelity], exam: Exam | None):
-    """(strips, pictures shown): for each hop that changed anything its number, its thumbnails, and other worst pictures.
-
-    Every picture is in the page once, at most THUMBNAILS in all: the worst of each hop first, then the second worst.
-    """
-    if exam is None:
-        return [], 0
-    strips = [
-        {"number": number, "hop": hop, "new": [], "shared": [], "elsewhere": []}
-        for number, hop in enumerate(chain, 1)
-        if hop.worst and hop.max_error != 0
-    ]
-    shown: set[int] = set()
-    for rank in range(max((len(strip["hop"].worst) for strip in strips), default=0)):
-        for strip in strips:
-            for entry in strip["hop"].worst[rank : rank + 1]:
-                index = _exam_index(entry, exam)
-                if index is None:
-                    strip["elsewhere"].append(entry)
-                elif index in shown:
-                    strip["shared"].append(dict(entry, id=index))
-                elif len(shown) < THUMBNAILS:
-                    shown.add(index)
-                    strip["new"].append(dict(entry, id=index, data=thumbnail(exam.pixels[index])))
-    return strips, len(shown)
-
-
-def thumbnail(pixels_HWC) -> str:
-    """A data: URI of a small JPEG made from pixels alone: nothing of the original file is in it."""
-    image = Image.fromarray(pixels_HWC)
-    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=75, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
 def _find(source):
     """The path of report.json; below runs/ the one with the latest `created`."""
     if source is not None:
@@ -257,36 +219,34 @@ def _open_evidence(facts: Report, folder) -> Evidence:
     return Evidence(bundle, exam)
 
 
-def _exam_index(entry, exam: Exam):
-    """Where the exam has this picture, or None. Hops before the export count other pictures, so the name decides."""
-    index, name = entry.get("index"), entry.get("name")
-    if isinstance(index, int) and 0 <= index < len(exam.names) and str(exam.names[index]) == name:
-        return index
-    same = [place for place, known in enumerate(exam.names) if str(known) == name]
-    return same[0] if len(same) == 1 else None
-
-
 def _failures(facts: Report):
-    hops = [f"{hop.hop} ({hop.output}): {hop.reason}" for hop in facts.chain if hop.verdict == FAILED]
+    hops = [f"{_arrow(hop.hop)} ({hop.output}): {hop.reason}" for hop in facts.chain if hop.verdict == FAILED]
     budgets = [
         f"budget {entry.get('name')}: {short(entry.get('measured'))}, the limit is {short(entry.get('limit'))}"
         for entry in facts.budgets
         if entry.get("verdict") == FAILED
     ]
-    return [text.replace("->", "→") for text in hops + budgets]
+    return hops + budgets
 
 
 def _sizes(facts: Report, manifest):
     student = _table(manifest.get("student"))
     of_model = _table(_table(manifest.get("files")).get(MODEL)).get("bytes")
-    file_mb = of_model / 1e6 if _finite(of_model) else facts.bundle.get("file_mb")
-    return {"parameters": student.get("parameters"), "macs": student.get("macs"), "file_mb": file_mb, "student": student}
+    file_mb = of_model / 1e6 if isinstance(of_model, int) else facts.bundle.get("file_mb")
+    return {
+        "parameters": student.get("parameters"),
+        "macs": student.get("macs"),
+        "file_mb": file_mb,
+        "student": student,
+    }
 
 
 def _own_conditions(chain: list[Fidelity]):
     """Each hop's conditions without those that every hop on the device shares: (shared, [own of hop 1, ...])."""
     device = [hop.conditions for hop in chain if "device" in hop.conditions]
-    shared = {key: value for key, value in (device[0] if device else {}).items() if all(c.get(key) == value for c in device)}
+    shared = {
+        key: value for key, value in (device[0] if device else {}).items() if all(c.get(key) == value for c in device)
+    }
     own = [{key: value for key, value in hop.conditions.items() if key not in shared} for hop in chain]
     return shared, own
 
@@ -300,7 +260,11 @@ def _curves(history):
     metrics = {name for _, names, _ in CURVES for name in names}
     numbers = {name for entry in history for name, value in entry.items() if _finite(value)}
     parts = sorted(numbers - metrics - {"loss", *NOT_A_LOSS})
-    wanted = [("Loss", {"loss": "loss"}, "lower"), ("Parts of the loss, before weighting", {p: p for p in parts}, "lower"), *CURVES]
+    wanted = [
+        ("Loss", {"loss": "loss"}, "lower"),
+        ("Parts of the loss, before weighting", {p: p for p in parts}, "lower"),
+        *CURVES,
+    ]
     curves = []
     for title, names, better in wanted:
         series = {label: [entry.get(name) for entry in history] for name, label in names.items() if name in numbers}
@@ -312,6 +276,10 @@ def _curves(history):
 def _histogram(run: Latency):
     marks = {"p50": run.p50_ms, "p95": run.p95_ms, "p99": run.p99_ms}
     return plots.histogram(f"Latency of batch {run.batch}, {run.samples} samples", run.samples_ms, marks)
+
+
+def _arrow(hop):
+    return str(hop).replace("->", "→")
 
 
 def _said(value):

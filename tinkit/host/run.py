@@ -1,9 +1,9 @@
 """A finished run as a folder: what `tinkit distill` leaves behind and every later command reads.
 
-    student.safetensors   backbone.* and neck.*        mapping.safetensors   the way from teacher to student space
-    run.json              settings, versions, seeds, hashes, timings, machine, skipped files, history of the metrics
-    exam.npz              the pictures of the exam (see tinkit.bundle), without answers yet
-    log.jsonl             one line a step
+student.safetensors   backbone.* and neck.*        mapping.safetensors   the way from teacher to student space
+run.json              settings, versions, seeds, hashes, timings, machine, skipped files, history of the metrics
+exam.npz              the pictures of the exam (see tinkit.bundle), without answers yet
+log.jsonl             one line a step
 """
 
 import os

@@ -66,10 +66,16 @@ class Settings:
             raise TinkitError("batch_size must be 2 or more: the loss compares pictures.", seen=str(self.batch_size))
         if self.views < 1 and not self.online:
             raise TinkitError(
-                "The feature store needs at least one view a picture.", seen=f"views {self.views}",
+                "The feature store needs at least one view a picture.",
+                seen=f"views {self.views}",
                 next_step="--views 2, or --online with --views 0 for a fresh view every epoch",
-            )  # fmt: skip
-        for name, low, high in (("learning_rate", 0, 10), ("warmup", -1e-9, 1), ("ema", -1e-9, 1), ("scale_min", 0, 1.0001)):
+            )
+        for name, low, high in (
+            ("learning_rate", 0, 10),
+            ("warmup", -1e-9, 1),
+            ("ema", -1e-9, 1),
+            ("scale_min", 0, 1.0001),
+        ):
             if not low < getattr(self, name) < high:
                 raise TinkitError(f"{name} is out of range.", seen=str(getattr(self, name)))
 

@@ -63,9 +63,18 @@ def identity_of(teacher: Teacher, views: AllViews, local: bool, dtype: str) -> d
     }
 
 
-def open_or_build(root, teacher: Teacher, views: AllViews, local=True, dtype="float16", workers=0, batch=64,
-                  tick: Callable[[int], None] | None = None, say: Callable[[str], None] | None = None,
-                  stop: Callable[[], bool] | None = None) -> FeatureStore:  # fmt: skip
+def open_or_build(
+    root,
+    teacher: Teacher,
+    views: AllViews,
+    local=True,
+    dtype="float16",
+    workers=0,
+    batch=64,
+    tick: Callable[[int], None] | None = None,
+    say: Callable[[str], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> FeatureStore:
     """The store for this teacher and these views below `root`: opened when finished, else continued or begun.
 
     `tick(n)` is told of n more pictures done; when `stop()` turns true the work ends at the next batch with
@@ -100,9 +109,13 @@ def _fill(path, record, identity, layout, teacher, views, local, dtype, workers,
     start = len(done) * per_chunk
     rest = range(start, len(views.pictures))
     loader = DataLoader(
-        views, batch_size=max(1, batch // len(views.numbers)), sampler=rest, num_workers=workers, collate_fn=collate,
+        views,
+        batch_size=max(1, batch // len(views.numbers)),
+        sampler=rest,
+        num_workers=workers,
+        collate_fn=collate,
         worker_init_fn=ignore_interrupt,
-    )  # fmt: skip
+    )
     pending: dict[str, list[np.ndarray]] = {}
     chunk, count = len(done), 0
     try:
@@ -203,7 +216,7 @@ def _finished_chunks(path) -> list[dict]:
 def _open(path, layout, views) -> FeatureStore:
     lines = _finished_chunks(path)
     rows = sum(line["rows"] for line in lines)
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for name, spec in layout["arrays"].items():
         array_path = os.path.join(path, name + ".bin")
         width = int(np.prod(spec["shape"])) * np.dtype(spec["dtype"]).itemsize

@@ -125,11 +125,16 @@ def preprocessing_of(backbone, size=None) -> Preprocessing:
     native = built_for[0] if built_for else config["input_size"][-1]
     return Preprocessing(
         size=int(size or native),
-        mean=tuple(float(value) for value in config["mean"]),
-        std=tuple(float(value) for value in config["std"]),
+        mean=_rgb(config["mean"]),
+        std=_rgb(config["std"]),
         crop_pct=float(config["crop_pct"]),
         interpolation="bilinear" if config["interpolation"] == "bilinear" else "bicubic",
     )
+
+
+def _rgb(values) -> tuple[float, float, float]:
+    red, green, blue = map(float, values)
+    return red, green, blue
 
 
 def head_names(backbone):

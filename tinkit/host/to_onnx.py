@@ -120,12 +120,19 @@ def tidy(model):
 
 
 def _module_of(node) -> str:
-    """The module that a node came from ("backbone.blocks.0.0.conv"), "" where the exporter does not say."""
+    """The module that a node came from ("backbone.blocks.0.0.conv"), "" where neither weight nor exporter tells."""
+    for name in node.input[1:2]:  # a folded batch norm hides the convolution in the scopes, its weight tells
+        if name.endswith(".weight"):
+            return _without_student(name.removesuffix(".weight"))
     for prop in node.metadata_props:
         if prop.key == "pkg.torch.onnx.name_scopes":
             scopes = ast.literal_eval(prop.value)  # ["", "student", ..., name of the call]
-            return scopes[-2].removeprefix("student").removeprefix(".") if len(scopes) > 1 else ""
+            return _without_student(scopes[-2]) if len(scopes) > 1 else ""
     return ""
+
+
+def _without_student(scope) -> str:
+    return scope.removeprefix("student").removeprefix(".")
 
 
 def _free_name(name, taken) -> str:

@@ -48,8 +48,11 @@ def write_weights(path, tensors, metadata=None):
 def load_into(network, tensors, where, optional=()):
     """Load tensors into a network. Missing, unknown and misshapen tensors are named; `optional` prefixes may be absent."""
     own = network.state_dict()
-    misshapen = ["{} is {}, the network wants {}".format(name, list(tensors[name].shape), list(own[name].shape))
-                 for name in own if name in tensors and tensors[name].shape != own[name].shape]  # fmt: skip
+    misshapen = [
+        "{} is {}, the network wants {}".format(name, list(tensors[name].shape), list(own[name].shape))
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
+    ]
     missing = [name for name in own if name not in tensors and not name.startswith(tuple(optional))]
     unknown = [name for name in tensors if name not in own and not name.startswith(tuple(optional))]
     if misshapen or missing or unknown:

@@ -30,8 +30,18 @@ class TinTeM(nn.Module):
     paper = "arXiv 2411.15239"
     needs = "features"
 
-    def __init__(self, mapping: Mapping, temperatures=TEMPERATURES, form="full", feature_cosine="flat",
-                 local_weight=1.0, global_weight=1.0, feature_weight=1.0, token_weight=1.0, cosines_weight=0.0):  # fmt: skip
+    def __init__(
+        self,
+        mapping: Mapping,
+        temperatures=TEMPERATURES,
+        form="full",
+        feature_cosine="flat",
+        local_weight=1.0,
+        global_weight=1.0,
+        feature_weight=1.0,
+        token_weight=1.0,
+        cosines_weight=0.0,
+    ):
         super().__init__()
         if form not in ("full", "half") or feature_cosine not in ("flat", "per_token"):
             raise ValueError(f"form {form!r}, feature_cosine {feature_cosine!r}")
@@ -79,8 +89,9 @@ class TinTeM(nn.Module):
             # With two heads the global vector lives in another space than the patches: then patches only.
             shared = len(self.mapping.head) == 1
             high = _tokens(teacher.global_BD, teacher.local_BLD) if shared else teacher.local_BLD.float()
-            parts["local"] = sne(high, _tokens(mapped_BD, mapped_BLD) if shared else mapped_BLD,
-                                 self.temperatures, self.form).mean()  # fmt: skip
+            parts["local"] = sne(
+                high, _tokens(mapped_BD, mapped_BLD) if shared else mapped_BLD, self.temperatures, self.form
+            ).mean()
         if self.weights["feature"]:
             local_BLD = resample_grid(student.local_BLD.float(), student.grid, teacher.grid)
             ours = _tokens(token_BD, local_BLD)
@@ -110,7 +121,7 @@ def sne(high, low, temperatures=TEMPERATURES, form="full") -> torch.Tensor:
     """
     cosines = [_masked_cosines(points) for points in (high, low)]
     log_probabilities = log_joint if form == "full" else log_conditional
-    total = 0.0
+    total = torch.zeros((), dtype=high.dtype, device=high.device)
     for temperature in temperatures:
         log_p, log_q = (log_probabilities(c / temperature) for c in cosines)
         divergence = (log_p.exp() * (log_p - log_q)).sum((-2, -1))
