@@ -24,7 +24,7 @@ from torch import nn
 from tinkit import files
 from tinkit.bundle import MODEL, Bundle
 from tinkit.host.exam import exam_of_folder
-from tinkit.host.export import _tensors, count_macs, write_model
+from tinkit.host.export import count_macs, tensors_of, write_model
 from tinkit.host.gate import host_gate, student_answers
 from tinkit.host.precision import precision_shares
 from tinkit.host.student import PROVEN, build_student
@@ -75,7 +75,7 @@ def measure(architecture, target, folder, pictures=40):
         manifest = {
             "target": target.to_json(),
             "preprocessing": preprocessing.to_json(),
-            "tensors": {"inputs": _tensors(model.graph.input), "outputs": _tensors(model.graph.output)},
+            "tensors": tensors_of(model),
         }
         hops = [hop for hop in host_gate(Bundle(temporary, manifest), exam) if hop.output != "pixels"]
         size = os.path.getsize(path)
@@ -132,7 +132,7 @@ def main():
                 done[key] = measure(architecture, load_target(name), given.pictures)
                 files.write_json(given.out, done)
                 print(key, done[key]["verdict"], done[key]["reason"], *done[key]["notes"], flush=True)
-    print(table(done.values()))
+    print(table([done[f"{architecture} {name}"] for architecture in given.students for name in TARGETS]))
     names = ("torch", "timm", "onnx", "onnxruntime", "onnxscript", "onnxconverter-common")
     print("\n" + ", ".join(f"{name} {version(name)}" for name in names) + f", Python {platform.python_version()}, "
           f"{platform.machine()}, {given.threads} thread")  # fmt: skip

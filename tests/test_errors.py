@@ -19,7 +19,13 @@ def test_parts_that_are_not_known_leave_no_line():
 
 
 def test_exit_codes_are_those_of_the_contract():
-    assert (errors.EXIT_OK, errors.EXIT_USER, errors.EXIT_USAGE, errors.EXIT_GATE, errors.EXIT_NO_VERDICT) == (0, 1, 2, 3, 4)
+    assert (errors.EXIT_OK, errors.EXIT_USER, errors.EXIT_USAGE, errors.EXIT_GATE, errors.EXIT_NO_VERDICT) == (
+        0,
+        1,
+        2,
+        3,
+        4,
+    )
     assert (TinkitError("").exit_code, CannotJudge("").exit_code, Interrupted("").exit_code) == (1, 4, 130)
     assert issubclass(CannotJudge, TinkitError)
     assert issubclass(Interrupted, TinkitError)
@@ -27,7 +33,12 @@ def test_exit_codes_are_those_of_the_contract():
 
 @pytest.mark.parametrize(
     ("number", "hint"),
-    [(errno.ENOSPC, "free some space"), (errno.EROFS, "read-only"), (errno.EFBIG, "ulimit"), (errno.EACCES, "permissions")],
+    [
+        (errno.ENOSPC, "free some space"),
+        (errno.EROFS, "read-only"),
+        (errno.EFBIG, "ulimit"),
+        (errno.EACCES, "permissions"),
+    ],
 )
 def test_an_os_error_becomes_a_hint(number, hint):
     error = from_os_error(OSError(number, "as the system says it", "/some/file"), "writing the checkpoint")

@@ -13,10 +13,6 @@ from tinkit import files
 from tinkit.errors import TinkitError
 
 
-def run_python(code, *arguments, **options):
-    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, **options)
-
-
 def test_atomic_writes_below_folders_that_do_not_exist_yet(tmp_path):
     files.write_text(tmp_path / "a" / "b" / "c.txt", "hello")
     assert (tmp_path / "a" / "b" / "c.txt").read_text() == "hello"
@@ -40,31 +36,18 @@ def test_atomic_leaves_the_old_file_and_nothing_else_on_an_error(tmp_path, error
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
-FULL_DISK = """
-import os, resource, signal, sys
-import numpy as np
-from tinkit import files
-from tinkit.errors import TinkitError
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-folder = sys.argv[1]
-try:
-    if sys.argv[2] == "text":
-        files.write_text(os.path.join(folder, "file"), "x" * 100_000)
-    else:
-        files.write_npz(os.path.join(folder, "file"), {"a": np.zeros(100_000)})
-except TinkitError as error:
-    print(error)
-"""
+WRITERS = {
+    "text": lambda path: files.write_text(path, "x" * 100_000),
+    "npz": lambda path: files.write_npz(path, {"a": np.zeros(100_000)}),
+}
 
 
-@pytest.mark.parametrize("kind", ["text", "npz"])
-def test_a_file_that_does_not_fit_is_a_clear_error_and_leaves_the_old_one(tmp_path, kind):
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_file_that_does_not_fit_is_a_clear_error_and_leaves_the_old_one(tmp_path, full_disk, kind):
     (tmp_path / "file").write_text("old")
-    done = run_python(FULL_DISK, tmp_path, kind)
-    assert done.stderr == ""
-    assert "File too large" in done.stdout
-    assert "ulimit" in done.stdout
+    with pytest.raises(TinkitError, match="File too large") as caught, full_disk():
+        WRITERS[kind](tmp_path / "file")
+    assert "ulimit" in caught.value.next_step
     assert (tmp_path / "file").read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
 
@@ -103,7 +86,9 @@ def test_json_round_trip(tmp_path):
     assert files.read_json(tmp_path / "a.json", "It") == value
 
 
-@pytest.mark.parametrize(("text", "said"), [("[1]", "not a JSON object"), ("{", "cannot be read"), ("\udcff", "cannot")])
+@pytest.mark.parametrize(
+    ("text", "said"), [("[1]", "not a JSON object"), ("{", "cannot be read"), ("\udcff", "cannot")]
+)
 def test_json_that_is_none_says_so(tmp_path, text, said):
     (tmp_path / "a.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(TinkitError, match=f"The record .*{said}"):
@@ -116,7 +101,11 @@ def test_json_that_is_missing_says_so(tmp_path):
 
 
 def test_npz_round_trip(tmp_path):
-    arrays = {"pixels": np.arange(12, dtype=np.uint8).reshape(3, 4), "names": np.array(["a", "ü"]), "answer/x": np.zeros(0)}
+    arrays = {
+        "pixels": np.arange(12, dtype=np.uint8).reshape(3, 4),
+        "names": np.array(["a", "ü"]),
+        "answer/x": np.zeros(0),
+    }
     files.write_npz(tmp_path / "a.npz", arrays)
     seen = files.read_npz(tmp_path / "a.npz")
     assert list(seen) == list(arrays)
@@ -152,15 +141,6 @@ def test_npz_larger_than_the_cap_is_refused_before_it_is_unpacked(tmp_path):
         files.read_npz(tmp_path / "a.npz", max_bytes=9_999_999)
 
 
-def test_npz_whose_array_header_lies_about_its_size_is_refused(tmp_path):
-    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (%d,), }" % 2**50
-    header += b" " * (117 - len(header)) + b"\n"
-    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
-        archive.writestr("a.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
-    with pytest.raises(TinkitError):
-        files.read_npz(tmp_path / "a.npz")
-
-
 @pytest.mark.parametrize("keep", [0, 3, 100, -10])
 def test_npz_cut_short_is_refused(tmp_path, keep):
     files.write_npz(tmp_path / "a.npz", {"a": np.arange(100)})
@@ -168,19 +148,6 @@ def test_npz_cut_short_is_refused(tmp_path, keep):
     (tmp_path / "a.npz").write_bytes(whole[:keep])
     with pytest.raises(TinkitError, match="cannot be read"):
         files.read_npz(tmp_path / "a.npz")
-
-
-def test_npz_with_any_flipped_byte_never_raises_anything_but_tinkits(tmp_path):
-    files.write_npz(tmp_path / "a.npz", {"a": np.arange(4)})
-    whole = (tmp_path / "a.npz").read_bytes()
-    for place in range(len(whole)):
-        damaged = bytearray(whole)
-        damaged[place] ^= 0xFF
-        (tmp_path / "a.npz").write_bytes(damaged)
-        try:
-            files.read_npz(tmp_path / "a.npz")  # zip keeps dates and the like, which may flip unseen
-        except TinkitError:
-            pass
 
 
 def test_hashes_are_of_content_alone(tmp_path):
@@ -203,7 +170,10 @@ def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(TinkitError, match="Another tinkit is using the run") as caught, files.folder_lock(tmp_path, "the run"):
+        with (
+            pytest.raises(TinkitError, match="Another tinkit is using the run") as caught,
+            files.folder_lock(tmp_path, "the run"),
+        ):
             pass
         assert caught.value.seen == f"process {holder.pid}"
     finally:

@@ -115,7 +115,9 @@ def test_board_modules_are_python_3_8(name):
 def test_board_modules_use_only_what_python_3_8_brings():
     paths = [str(PACKAGE / name) for name in BOARD]
     flags = ["--quiet", "--no-tips", "--eval-annotations", "--violations", "--target=3.8-", "--exclude", "tomllib"]
-    done = subprocess.run([sys.executable, "-c", "import vermin; vermin.main()", *flags, *paths], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", "import vermin; vermin.main()", *flags, *paths], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

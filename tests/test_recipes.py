@@ -182,7 +182,9 @@ def test_the_limits_themselves_are_allowed():
     assert Batch(1, 1, 1).max == 1
 
 
-@pytest.mark.parametrize("key", ["threads = 0", "batches = []", "batches = [0]", "min_samples = 199", 'runtime = "gpu"'])
+@pytest.mark.parametrize(
+    "key", ["threads = 0", "batches = []", "batches = [0]", "min_samples = 199", 'runtime = "gpu"']
+)
 def test_a_device_out_of_range_is_refused(key):
     name = key.split()[0]
     lines = [line for line in DEVICES[0].read_text().splitlines() if not line.startswith(name)]
@@ -196,7 +198,9 @@ def test_budgets_are_read_as_written():
     assert parse_budget("p95_ms<5, peak_mb<=300,load_ms=20") == {"p95_ms": 5.0, "peak_mb": 300.0, "load_ms": 20.0}
 
 
-@pytest.mark.parametrize("text", ["p95_ms", "p95<5", "p95_ms<zero", "p95_ms<0", "p95_ms<-1", "p95_ms<nan", "p95_ms<inf"])
+@pytest.mark.parametrize(
+    "text", ["p95_ms", "p95<5", "p95_ms<zero", "p95_ms<0", "p95_ms<-1", "p95_ms<nan", "p95_ms<inf"]
+)
 def test_a_budget_that_means_nothing_is_refused(text):
     with pytest.raises(TinkitError) as caught:
         parse_budget(text)

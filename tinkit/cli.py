@@ -282,16 +282,15 @@ def _say_hop(hop):
     )
 
 
-def _write_html(folder):
+def _write_html(path):
     """The page needs the host's parts; a board has report.json all the same."""
     from importlib.util import find_spec
 
-    if find_spec("jinja2") is None or find_spec("matplotlib") is None:
-        click.echo(f"report   {os.path.join(folder, 'report.json')}")
+    if find_spec("jinja2") is None:
+        click.echo(f"report   {path}")
         click.echo('note     report.html needs pip install "tinkit[host]"')
         return
-    tinkit.report(folder)
-    click.echo(f"report   {os.path.join(folder, 'report.html')}")
+    click.echo(f"report   {tinkit.report(path).path}")
 
 
 def _table(header, rows):

@@ -339,3 +339,43 @@ def test_wrong_settings_say_what_is_wanted(wrong, message):
 def test_unknown_student_and_impossible_size(photos, pair, tmp_path):
     with pytest.raises(TinkitError, match="mobilenetv3_small_100"):
         tinkit.distill(photos, out=tmp_path / "a", **{**pair, "student": "mobilenetv3_smal_100"})
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 3 MB, where this machine lets us make one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_full_disk_under_the_store_is_a_clear_error_and_the_rest_is_kept(photos, pair, small_disk, tmp_path):
+    filler = small_disk / "filler"
+    filler.write_bytes(b"\0" * 3_090_000)
+    settings = {**pair, "store": str(small_disk / "stores")}
+    with pytest.raises(TinkitError, match=r"(?s)feature store: No space left.*free some space"):
+        tinkit.distill(photos, out=tmp_path / "run", **settings)
+    filler.unlink()
+    result = tinkit.distill(out=tmp_path / "run", resume=True, quiet=True)
+    assert result.epochs == 2
+
+
+def test_a_full_disk_under_the_run_keeps_the_last_good_checkpoint(photos, pair, small_disk):
+    process = start(photos, small_disk / "run", {**pair, "epochs": 200}, patch="")
+    wait_for_step(small_disk / "run", 1)
+    space = os.statvfs(small_disk)
+    (small_disk / "filler").write_bytes(b"\0" * max(0, space.f_bavail * space.f_frsize - 100_000))
+    _, text = process.communicate(timeout=120)
+    assert "TinkitError: Could not finish writing" in text
+    assert "free some space" in text
+    assert torch.load(small_disk / "run" / "checkpoint.pt", weights_only=True)["place"]["epoch"] >= 1
+
+
+@pytest.mark.parametrize("folder", ["/proc/tinkit-run", "/dev/null/run"])
+def test_a_folder_that_cannot_be_written(photos, pair, folder):
+    with pytest.raises(TinkitError, match="Could not finish opening"):
+        tinkit.distill(photos, out=folder, **pair)

@@ -131,6 +131,20 @@ def test_shares_count_weights_by_the_dtype_they_multiply_in():
     assert mixed["nodes"] == {"fp32": 1, "fp16": 1}
 
 
+def test_a_cast_that_the_graph_already_has_becomes_one_to_fp16(tmp_path):
+    """Positions counted in integers (edgenext): Cast to float meets fp16 neighbours."""
+    nodes = [
+        ("Shape", ["image"], "shape"),
+        ("Cast", ["shape"], "sides", {"to": TensorProto.FLOAT}),
+        ("Mul", ["sides", "third"], "b"),
+        ("Add", ["image", "b"], "embedding"),
+    ]
+    half, _ = to_fp16(make_model(nodes, {"third": [1 / 3]}, 2))
+    assert precision_shares(half)["fp32"] == 0
+    for model in (half, rehearsal_graph(half)):
+        assert np.allclose(run(model, [[0, 0], [1, 1], [2, 2]], tmp_path)[0], [1, 2 / 3], rtol=1e-3)
+
+
 def test_nodes_that_stay_in_fp32_are_not_rounded(tmp_path):
     """Max is on the converter's list: it computes in fp32, and the rehearsal leaves it there."""
     nodes = [("Mul", ["image", "one"], "a"), ("Max", ["a", "floor"], "b"), ("Mul", ["b", "one"], "embedding")]

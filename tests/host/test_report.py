@@ -374,19 +374,43 @@ def test_what_is_missing_is_said_and_nothing_invented(tmp_path):
     assert "No batch was timed." in text
     assert "Curves: not recorded." in text
     assert "Whose pictures the bundle carries: not recorded." in text
+    assert "carries 40 pictures, 1 of them also as encoded files" in text
     assert "No budgets were given." in text
     assert not re.search(r"\b(None|Undefined|nan)\b", text)
+
+
+def test_a_hole_in_a_list_is_said_too(usual):
+    facts = load_report(usual / "report" / "report.json")
+    hop = replace(facts.chain[1], worst=[{"index": 0, "cosine": 0.5}], reason="")
+    holes = replace(facts, chain=[hop], budgets=[{"name": "p95_ms"}], bundle={"path": facts.bundle["path"]})
+    files.write_json(usual / "report" / "report.json", holes.to_json())
+    rows = Page(written(usual)).text
+    assert "p95_ms not recorded not recorded not recorded" in rows
+    assert "Not in the bundle's exam: not recorded 0.50000" in rows
 
 
 def test_the_facts_are_in_the_page(usual):
     text = Page(written(usual)).text
     expected = (
         "1.235 million parameters", "89 000 000", "abc123", "a teacher of note", "a processor of note", "a note of note",
-        "These are the user's own pictures.", "carries 40 pictures, 1 of them also as encoded files", "tensorrt",
+        "These are the user's own pictures", "tensorrt",
         "batch 1, 1 thread, 201 samples, onnxruntime on a processor of note", "gate.embedding.min_cosine",
         "1 beyond the right end, the longest 50 ms",
     )  # fmt: skip
     assert [words for words in expected if words not in text] == []
+
+
+def test_hops_that_find_the_same_pictures_hard_share_a_strip(usual):
+    facts = load_report(usual / "report" / "report.json")
+    hop = facts.chain[1]
+    chain = [
+        replace(hop, hop="batch 1", conditions={"batch": 1, "via": "x"}),
+        replace(hop, hop="batch 8", conditions={"via": "x"}),
+    ]
+    files.write_json(usual / "report" / "report.json", replace(facts, chain=[*chain, facts.chain[3]]).to_json())
+    text = Page(written(usual)).text
+    assert re.search(r"1\s+batch 1\s+\(embedding\);\s+2\s+batch 8\s+\(embedding\)", text)
+    assert "Exam, hops 1, 2 via x" in text
 
 
 def test_marks_of_doubtful_latency(usual):
@@ -437,9 +461,11 @@ def test_reports_that_are_none(usual):
 
 
 def test_a_cosine_never_looks_better_than_it_was():
-    assert cut(0.999999) == "0.99999"
+    assert cut(0.99989) == "0.99989"
+    assert cut(0.899999) == "0.89999"
+    assert cut(0.99999999) == "0.9999999"
     assert cut(0.29) == "0.29000"
-    assert cut(1 - 2e-16) == "1.00000"  # equal answers, but for float64
+    assert cut(1 - 2e-16) == "1.0000000"  # equal answers, but for float64
     assert cut(-0.999999) == "-1.00000"
     assert cut(float("nan")) == "not a number"
 
@@ -501,11 +527,13 @@ def test_a_missing_value_breaks_the_line():
 
 def test_the_histogram_counts_every_sample():
     samples = [1.0] * 30 + [1.2] * 10 + [9.0]
-    chart, beyond = plots.histogram("x", samples, {"p50": 1.0, "p99": 1.2})
+    chart, beyond = plots.histogram("x", samples, {"p50": 1.0, "p95": 1.2, "p99": 6.0})
     heights = [float(value) for value in re.findall(r'height="([\d.]+)" class="bar"', chart)]
     assert beyond == 1
     assert len(heights) == 2
     assert heights[0] / heights[1] == pytest.approx(3, rel=0.01)
+    assert "p99 6 →" in chart
+    assert "p95 1.2<" in chart
     assert plots.histogram("x", [2.0] * 200, {"p50": 2.0})[1] == 0
 
 

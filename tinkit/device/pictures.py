@@ -7,6 +7,7 @@ any pixel is unpacked; a JPEG is decoded at a reduced scale when it is far large
 
 import io
 import os
+import warnings
 
 import numpy as np
 
@@ -24,19 +25,18 @@ class Unreadable(Exception):
 def decode(source):
     """An RGB Pillow image from a path or from encoded bytes. Raises `Unreadable`, never anything else of Pillow's."""
     Image, ImageOps = _pillow()
-    import warnings
-
     handle = io.BytesIO(source) if isinstance(source, bytes) else source
+    _silence_pillow()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's bomb warning: our own limit is checked below
-            with Image.open(handle) as image:
-                image.draft("RGB", (DRAFT_SIDE, DRAFT_SIDE))  # JPEG only; other formats ignore it
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise Unreadable("{:.0f} megapixels, the limit is {:.0f}".format(width * height / 1e6, MAX_PIXELS / 1e6))
-                image.load()
-                return _to_rgb(Image, ImageOps.exif_transpose(image))
+        with Image.open(handle) as image:
+            image.draft("RGB", (DRAFT_SIDE, DRAFT_SIDE))  # JPEG only; other formats ignore it
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise Unreadable(
+                    "{:.0f} megapixels, the limit is {:.0f}".format(width * height / 1e6, MAX_PIXELS / 1e6)
+                )
+            image.load()
+            return _to_rgb(Image, ImageOps.exif_transpose(image))
     except Unreadable:
         raise
     except Image.DecompressionBombError:
@@ -49,11 +49,19 @@ def decode(source):
         raise Unreadable("damaged: {}".format(error or type(error).__name__)) from None
 
 
+def _silence_pillow():
+    """Its warnings (a bomb, odd EXIF) are no news: what matters is checked here.
+
+    Not catch_warnings(), which swaps a global and so is not safe in the threads that read a folder.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.|tinkit\.device\.pictures")
+
+
 def _to_rgb(Image, image):
-    if image.mode == "RGB":
+    if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith(("I", "F")):  # 16-bit grey and wider: scaled to 0..255 by the type's range
-        values = np.asarray(image, np.float64)
+        values = np.nan_to_num(np.asarray(image, np.float32))
         top = 65535.0 if image.mode.startswith("I;16") or values.max() > 255 else 255.0
         grey = np.clip(values / top * 255, 0, 255).round().astype(np.uint8)
         return Image.fromarray(grey).convert("RGB")

