@@ -16,7 +16,7 @@ BOARD := $(filter-out tinkit/cli.py,$(wildcard tinkit/*.py)) tinkit/device
 DEMO ?= demo
 DEMO_TEACHER := --teacher efficientnet-lite0 --teacher-size 128
 DEMO_STUDENT := --student mobilenetv4_conv_small --student-size 96
-DEMO_TRAINING := --epochs 12 --batch-size 64 --views 2
+DEMO_TRAINING := --epochs 10 --batch-size 64 --views 2
 
 .PHONY: help setup test test-all check format demo bench clean
 

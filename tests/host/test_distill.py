@@ -310,8 +310,8 @@ def test_plan_covers_each_picture_once_and_alternates_views():
 
 
 def test_learning_rate_warms_up_and_comes_down():
-    settings = Settings(images="x", learning_rate=1.0, warmup=0.1)
-    rates = [learning_rate(step, 100, settings) for step in range(100)]
+    settings = Settings(images="x", warmup=0.1)
+    rates = [learning_rate(step, 100, 1.0, settings) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == pytest.approx(1.0)
     assert rates.index(max(rates)) in (9, 10)

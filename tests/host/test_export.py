@@ -104,7 +104,7 @@ def test_an_overflow_fails_names_picture_and_node_and_leaves_the_evidence(photos
     assert result.verdict == FAILED
     assert {hop.verdict for hop in rehearsed} == {FAILED}
     assert rehearsed[0].worst[0]["name"] in rehearsed[0].reason
-    assert f"the first node above fp16's 65504 is {STEM}/Conv" in rehearsed[0].reason
+    assert f"the first node that is not finite in fp16 is {STEM}/Conv" in rehearsed[0].reason
     assert open_bundle(result.bundle).manifest["host_gate"]["verdict"] == FAILED
     with pytest.raises(TinkitError, match="no bundle"):
         workspace.newest_bundle()

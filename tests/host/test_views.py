@@ -49,7 +49,7 @@ def test_boxes_stay_inside_and_keep_their_area():
         assert 0 <= view.left <= view.left + view.width <= 1 + 1e-9
         assert 0 <= view.top <= view.top + view.height <= 1 + 1e-9
         assert view.width * view.height <= policy.scale_max + 1e-9
-        assert 0.8 <= view.brightness <= 1.2
+        assert 0.9 <= view.brightness <= 1.1
 
 
 def test_pixels_replay_to_the_bit(picture):

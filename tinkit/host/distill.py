@@ -23,7 +23,7 @@ from tinkit.host import checkpoint, heldout, run
 from tinkit.host.exam import make_exam
 from tinkit.host.interruption import StopSignal
 from tinkit.host.log import Log
-from tinkit.host.loop import Distiller, State, make_optimizer, train
+from tinkit.host.loop import Distiller, State, make_optimizer, peak_learning_rate, threads_beside, train, worker_count
 from tinkit.host.prepare import Parts, prepare, seeded
 from tinkit.host.progress import Progress
 from tinkit.host.settings import Settings
@@ -59,7 +59,7 @@ def _distill(settings: Settings, out, resume, progress: Progress, stop) -> Disti
         record = {"schema": run.SCHEMA, "status": "running", "created": _now(), "settings": settings.to_json()}
         files.write_json(os.path.join(out, workspace.RUN_RECORD), record)
     parts = prepare(settings, out, progress, stop)
-    with seeded(settings.seed):
+    with seeded(settings.seed), threads_beside(worker_count(settings)):
         fabric = Fabric(devices=1, precision="bf16-mixed" if torch.cuda.is_available() else "32-true")
         distiller = Distiller(parts.student, parts.method).to(memory_format=torch.channels_last)
         state = State(distiller, make_optimizer(distiller, settings), _average(distiller, settings))
@@ -144,7 +144,12 @@ def _finish(state: State, parts: Parts, settings, out, record, prepared, progres
             "preprocessing": student.spec.preprocessing.to_json(),
         },
         teacher=parts.teacher.identity,
-        method={"name": settings.method, "paper": method.paper, "mapping": method.mapping.spec.to_json()},
+        method={
+            "name": settings.method,
+            "paper": method.paper,
+            "mapping": method.mapping.spec.to_json(),
+            "learning_rate": peak_learning_rate(settings, student),
+        },
         images={
             "root": pictures.root,
             "usable": len(pictures.usable),

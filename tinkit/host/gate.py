@@ -89,7 +89,7 @@ def _with_overflow(hop: Fidelity, draft: Bundle, exam: Exam, rehearsal) -> Fidel
     if np.isfinite(hop.max_error):
         return hop
     node = first_overflow(draft, exam.pixels[[hop.worst[0]["index"]]], rehearsal)
-    return replace(hop, reason=f"{hop.reason}; the first node above fp16's 65504 is {node}")
+    return replace(hop, reason=f"{hop.reason}; the first node that is not finite in fp16 is {node}")
 
 
 def first_overflow(draft: Bundle, pixels_BHWC, rehearsal) -> str:

@@ -37,8 +37,8 @@ class Settings:
     epochs: int = 50
     batch_size: int = 64
     views: int = 4
-    scale_min: float = 0.35
-    learning_rate: float = 2e-3
+    scale_min: float = 0.6
+    learning_rate: float | None = None  # 0.005 for a CNN, 0.0005 for a ViT
     weight_decay: float = 0.05
     warmup: float = 0.1  # share of all steps
     clip: float = 1.0  # gradient norm; 0 = off
@@ -76,7 +76,8 @@ class Settings:
             ("ema", -1e-9, 1),
             ("scale_min", 0, 1.0001),
         ):
-            if not low < getattr(self, name) < high:
+            value = getattr(self, name)
+            if value is not None and not low < value < high:
                 raise TinkitError(f"{name} is out of range.", seen=str(getattr(self, name)))
 
     def to_json(self):

@@ -52,6 +52,10 @@ class Student(nn.Module):
     def dim(self):
         return self.neck.out_features if self.neck is not None else self.backbone.num_features
 
+    @property
+    def is_vit(self):
+        return getattr(self.backbone, "num_prefix_tokens", 0) > 0
+
     def forward(self, images_BCHW) -> Features:
         features = backbone_features(self.backbone, images_BCHW)
         if self.neck is None:

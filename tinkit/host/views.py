@@ -26,13 +26,13 @@ POLICY_VERSION = 1  # raised whenever the same seed would give other pixels
 class ViewPolicy:
     """What may be drawn. scale: share of the picture's area; ratio: width to height; colour factors in 1 +- value."""
 
-    scale_min: float = 0.35
+    scale_min: float = 0.6
     scale_max: float = 1.0
     ratio: float = 4 / 3
     flip: float = 0.5
-    brightness: float = 0.2
-    contrast: float = 0.2
-    saturation: float = 0.2
+    brightness: float = 0.1
+    contrast: float = 0.1
+    saturation: float = 0.1
     seed: int = 0
 
     def to_json(self):
