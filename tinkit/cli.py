@@ -25,7 +25,6 @@ EXTRAS = {  # import name -> the extra that brings it
             "onnxscript",
             "safetensors",
             "sklearn",
-            "matplotlib",
             "jinja2",
             "PIL",
             "onnxconverter_common",

@@ -7,7 +7,7 @@ A value with a slash or `.toml` is a path. Unknown keys are errors: a typo must 
 
 import difflib
 import os
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Dict, Tuple
 
 from tinkit.errors import TinkitError
@@ -63,7 +63,7 @@ class Target:
     precision: str
     gate: Dict[str, Gate]
     name: str = ""
-    path: str = ""
+    path: str = field(default="", compare=False)
     opset: int = 20
     io: str = "float32"
     batch: Batch = Batch()
@@ -84,7 +84,8 @@ class Target:
         return ("embedding", "local") if self.local else ("embedding",)
 
     def to_json(self):
-        return asdict(self)
+        """Plain data that travels; the path of the file stays here."""
+        return {name: value for name, value in asdict(self).items() if name != "path"}
 
     @classmethod
     def from_json(cls, value):
@@ -99,7 +100,7 @@ class DeviceProfile:
     runtime: str
     arch: str
     name: str = ""
-    path: str = ""
+    path: str = field(default="", compare=False)
     threads: int = 1
     batches: Tuple[int, ...] = (1,)
     warmup_s: float = 5.0  # at most: warm-up ends as soon as the latency is stable
@@ -113,7 +114,8 @@ class DeviceProfile:
         _check(self.min_samples >= 200, "min_samples", self.min_samples, "200 or more, or percentiles mean little")
 
     def to_json(self):
-        return asdict(self)
+        """Plain data that travels; the path of the file stays here."""
+        return {name: value for name, value in asdict(self).items() if name != "path"}
 
     @classmethod
     def from_json(cls, value):

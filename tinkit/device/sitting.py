@@ -28,7 +28,7 @@ def sit_exam(bundle, runtime, conditions=None, rehearsal=""):
     hop = "student -> {}".format(runtime.name)
     if exam is None:
         return [_nothing(hop, output, NO_EXAM, conditions) for output in target.outputs]
-    hops = [_preprocessing_hop(bundle, exam, conditions)]
+    hops = [preprocessing_hop(bundle, exam, conditions)]
     for batch in sorted({target.batch.min, min(target.batch.max, max(len(exam.pixels), target.batch.min))}):
         answers = answer_exam(bundle, runtime, exam.pixels, batch)
         at = dict(conditions or {}, batch=batch)
@@ -104,7 +104,7 @@ def _reference(exam, output, answers):
     return reference
 
 
-def _preprocessing_hop(bundle, exam, conditions):
+def preprocessing_hop(bundle, exam, conditions):
     """Encoded pictures decoded here against the exam's pixels; judged on the largest difference in grey levels."""
     hop, limit = "encoded picture -> pixels", bundle.target.pixel_gate
     decoded, unreadable = {}, ""

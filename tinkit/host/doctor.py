@@ -24,7 +24,6 @@ PACKAGES = {
     "onnx": ("onnx", "export", HOST),
     "onnxscript": ("onnxscript", "export", HOST),
     "PIL": ("pillow", "decoding pictures", HOST),
-    "matplotlib": ("matplotlib", "report.html", HOST),
     "jinja2": ("jinja2", "report.html", HOST),
     "tensorrt": ("tensorrt", "trt-* engines; on a Jetson it comes with JetPack", 'pip install "tinkit[trt]"'),
     "tensorboard": ("tensorboard", "training curves, optional", "pip install tensorboard"),

@@ -46,7 +46,7 @@ def host_gate(draft: Bundle, exam: Exam) -> list[Fidelity]:
 
     Raises CannotJudge without onnxruntime, TinkitError for a model that does not load, run or fit the manifest.
     """
-    hops = [sitting._preprocessing_hop(draft, exam, {"decoder": "tinkit.device.pictures, on the host"})]
+    hops = [sitting.preprocessing_hop(draft, exam, {"decoder": "tinkit.device.pictures, on the host"})]
     if draft.target.precision == "fp32":
         return hops + answer_hops(draft, exam, draft.model_path, HOP, {"precision": "fp32, the file that ships"})
     rehearsal = os.path.join(draft.path, "rehearsal.onnx")

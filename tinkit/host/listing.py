@@ -62,8 +62,8 @@ def _teachers():
 def _students():
     from tinkit.host import student
 
-    table = [(name, "proven", "folded before export" if name in REPARAMETERISED else "") for name in student.PROVEN]
-    table += [(name, "fails", reason) for name, reason in getattr(student, "KNOWN_FAILURES", {}).items()]
+    folded = dict.fromkeys(REPARAMETERISED, "folded before export")
+    table = [(name, "proven", student.KNOWN_FAILURES.get(name, folded.get(name, ""))) for name in student.PROVEN]
     table.append(("any timm name", "not tried", "export holds it against its gate all the same"))
     return ("student", "export", "remark"), table
 

@@ -29,6 +29,9 @@ PROVEN = (
     "efficientvit_b0", "fastvit_t8", "repvit_m1_0", "mobileone_s0", "tiny_vit_5m_224", "edgenext_xx_small",
     "vit_tiny_patch16_224", "convnext_atto",
 )  # fmt: skip
+KNOWN_FAILURES = {
+    "efficientvit_b0": "fp16 targets: its linear attention sums beyond 65504 on some pictures; use an fp32 target",
+}
 
 
 @dataclass(frozen=True)
