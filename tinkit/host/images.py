@@ -38,7 +38,7 @@ class Pictures:
 
 
 def scan(folder, strict=False, tick=None) -> Pictures:
-    """All usable pictures below `folder`, sorted by name. `tick()` is called once a file.
+    """All usable pictures below `folder`, sorted by name. `tick(total)` is called once a file.
 
     Raises TinkitError when the folder is missing, a file, or without a usable picture; with `strict` also for the
     first unreadable one.
@@ -63,7 +63,7 @@ def scan(folder, strict=False, tick=None) -> Pictures:
             else:
                 skipped.append((name, reason))
             if tick:
-                tick()
+                tick(len(names))
     if not usable:
         raise TinkitError(
             "There is no usable picture in the folder.",

@@ -45,7 +45,8 @@ class Parts:
 
 def prepare(settings: Settings, out, progress: Progress, stop) -> Parts:
     """From a folder to everything that training needs. Raises TinkitError or InterruptedError."""
-    pictures = scan(settings.images, settings.strict)
+    progress.say("settings " + ", ".join(f"{name} {value}" for name, value in settings.to_json().items()))
+    pictures = scan(settings.images, settings.strict, progress.counter("reading"))
     train_pictures, held_pictures = split(pictures.usable, settings.seed)
     progress.say(
         f"{len(pictures.usable)} pictures ({len(held_pictures)} held out), "

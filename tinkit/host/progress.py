@@ -15,13 +15,13 @@ class Progress:
         self._rich = None
         if not quiet and sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as RichProgress
 
             self._rich = RichProgress(
                 TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
+                BarColumn(bar_width=12),
+                TaskProgressColumn(),
                 TextColumn("{task.fields[rate]}"),
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[text]}"),
@@ -41,11 +41,22 @@ class Progress:
         if self.quiet:
             return
         if self._rich:
-            self._rich.console.print(line, markup=False, highlight=False)
+            self._rich.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
             print(line, file=sys.stderr, flush=True)
 
-    def bar(self, what, total, start=0, unit="pictures"):
+    def counter(self, what):
+        """tick(total): a bar for work whose total is known only once it runs."""
+        bars = []
+
+        def tick(total):
+            if not bars:
+                bars.append(self.bar(what, total))
+            bars[0](1)
+
+        return tick
+
+    def bar(self, what, total, start=0):
         """advance(n, text="") for one bar; it is removed when `total` is reached."""
         if not self._rich:
             return lambda n, text="": None
@@ -55,7 +66,7 @@ class Progress:
         def advance(n, text=""):
             nonlocal done
             done += n
-            rate = f"{done / max(time.monotonic() - began, 1e-6):.0f} {unit}/s"
+            rate = f"{done / max(time.monotonic() - began, 1e-6):.0f}/s"
             self._rich.update(task, advance=n, rate=rate, text=text)
             if start + done >= total:
                 self._rich.remove_task(task)
