@@ -129,11 +129,11 @@ def export(run, **given):
     settings = _with_file("export", _given(given), known=("target", "out", "exam", "deploy_only"))
     result = tinkit.export(run, say=_say, **settings)
     for hop in result.hops:
-        _say_hop(hop)
-    for note in result.notes:
-        click.echo(f"note     {note}")
-    click.echo(f"bundle   {result.bundle}")
-    _end(result.verdict, f"host gate of {result.target}")
+        click.echo(
+            f"{hop.verdict:<10} {hop.hop} [{hop.output}]: cosine mean {hop.cosine_mean:.6f}, worst {hop.cosine_min:.6f}"
+            + (f"; {hop.reason}" if hop.verdict == "failed" else "")
+        )
+    _end(result.verdict, f"host gate of {result.target}, bundle in {result.bundle}")
 
 
 @cli.command()
@@ -156,20 +156,10 @@ def profile(bundle, budget, **given):
             raise errors.TinkitError("The budget must be a table.", where=SETTINGS_FILE, next_step="[profile.budget]")
         check_budget(limits, SETTINGS_FILE)
     result = tinkit.profile(bundle, budget=limits, say=_say, **settings)
-    if result.rehearsal:
-        click.echo(f"rehearsal: {result.rehearsal}")
-    for hop in result.chain:
-        _say_hop(hop)
-    for run in result.latency:
-        marks = "".join([", contended" if run.contended else "", "" if run.stable else ", not stable"])
-        click.echo(
-            f"latency  batch {run.batch}: p50 {run.p50_ms:.2f}  p95 {run.p95_ms:.2f}  p99 {run.p99_ms:.2f} ms "
-            f"({run.samples} samples, {run.threads} thread{'s' if run.threads > 1 else ''}{marks})"
-        )
     for limit in result.budgets:
         click.echo(f"budget   {limit['name']} {limit['measured']} of {limit['limit']}: {limit['verdict']}")
     _write_html(result.path)
-    _end(result.verdict, "profile")
+    _end(result.verdict, result.title)
 
 
 @cli.command()
@@ -272,13 +262,6 @@ def _with_file(section, given, known=None, extra=()):
 
 def _say(line):
     click.echo(line, err=True)
-
-
-def _say_hop(hop):
-    click.echo(
-        f"{hop.verdict:<10} {hop.hop} [{hop.output}]: cosine mean {hop.cosine_mean:.6f}, worst {hop.cosine_min:.6f}"
-        + (f"; {hop.reason}" if hop.verdict == "failed" else "")
-    )
 
 
 def _write_html(path):

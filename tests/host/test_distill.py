@@ -316,7 +316,7 @@ def test_learning_rate_warms_up_and_comes_down():
     assert max(rates) == pytest.approx(1.0)
     assert rates.index(max(rates)) in (9, 10)
     assert rates[-1] == pytest.approx(0.02, abs=2e-3)
-    assert all(a >= b for a, b in itertools.pairwise(rates))
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
 
 
 @pytest.mark.parametrize(

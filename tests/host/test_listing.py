@@ -4,7 +4,7 @@ import pytest
 
 from tinkit.host import doctor, listing
 from tinkit.host.methods import METHODS
-from tinkit.host.student import PROVEN
+from tinkit.host.student import KNOWN_FAILURES, PROVEN
 from tinkit.host.teacher import PACKAGED
 from tinkit.recipes import known
 
@@ -27,6 +27,14 @@ def test_every_recipe_student_and_teacher_is_listed():
     assert names("students")[: len(PROVEN)] == list(PROVEN)
     assert names("teachers")[: len(PACKAGED)] == list(PACKAGED)
     assert set(listing.REPARAMETERISED) <= set(PROVEN)
+
+
+def test_a_known_failure_is_listed_once_with_its_reason(monkeypatch):
+    monkeypatch.setitem(KNOWN_FAILURES, "some_network", "no such operator")
+    rows = {row[0]: row[1:] for row in listing.rows("students")[1]}
+    assert len(rows) == len(listing.rows("students")[1])
+    assert rows["some_network"] == ("fails", "no such operator")
+    assert all(reason in rows[name][1] and rows[name][0] != "proven" for name, reason in KNOWN_FAILURES.items())
 
 
 def test_every_method_is_listed_once_with_its_aliases_and_its_paper():

@@ -60,10 +60,13 @@ def _teachers():
 
 
 def _students():
-    from tinkit.host import student
+    from tinkit.host.student import KNOWN_FAILURES, PROVEN
 
-    folded = dict.fromkeys(REPARAMETERISED, "folded before export")
-    table = [(name, "proven", student.KNOWN_FAILURES.get(name, folded.get(name, ""))) for name in student.PROVEN]
+    table = []
+    for name in (*PROVEN, *(name for name in KNOWN_FAILURES if name not in PROVEN)):
+        folded = "branches folded before export" if name in REPARAMETERISED else ""
+        state = "fails" if name not in PROVEN else "proven, but see" if name in KNOWN_FAILURES else "proven"
+        table.append((name, state, "; ".join(filter(None, (folded, KNOWN_FAILURES.get(name))))))
     table.append(("any timm name", "not tried", "export holds it against its gate all the same"))
     return ("student", "export", "remark"), table
 

@@ -143,9 +143,10 @@ def _compute(loader, teacher, local, dtype, tick, stop) -> Iterator[tuple[dict, 
     for batch in loader:
         pixels_PKCHW = refuse_broken(batch)
         features = teacher.features(pixels_PKCHW.flatten(0, 1))
-        found = {"global": features.global_BD.cpu().numpy().astype(dtype)}
-        if local and features.local_BLD is not None:
-            found["local"] = features.local_BLD.cpu().numpy().astype(dtype)
+        with np.errstate(over="ignore"):  # judged below
+            found = {"global": features.global_BD.cpu().numpy().astype(dtype)}
+            if local and features.local_BLD is not None:
+                found["local"] = features.local_BLD.cpu().numpy().astype(dtype)
         for name, array in found.items():
             if not np.isfinite(array).all():
                 raise TinkitError(
