@@ -150,6 +150,21 @@ def test_a_manifest_without_a_part_is_refused_and_names_it(written, key):
     assert caught.value.seen == f"no {key}"
 
 
+def test_a_model_that_is_not_listed_is_refused(written):
+    change_manifest(written, files={"exam.npz": written.manifest["files"]["exam.npz"]})
+    with pytest.raises(TinkitError, match="does not list its files"):
+        open_bundle(written.path)
+
+
+@pytest.mark.parametrize(
+    "record", [[], "model.onnx", {"model.onnx": "abc"}, {"model.onnx": {}}, {"model.onnx": {"sha256": 5}}]
+)
+def test_a_list_of_files_without_hashes_is_refused(written, record):
+    change_manifest(written, files=record)
+    with pytest.raises(TinkitError, match="does not list its files"):
+        open_bundle(written.path)
+
+
 def test_a_folder_that_is_no_bundle_says_so(tmp_path):
     with pytest.raises(TinkitError, match="There is no bundle here"):
         open_bundle(tmp_path / "nothing")
@@ -234,6 +249,10 @@ def test_an_exam_larger_than_the_cap_is_refused(written, monkeypatch):
         {"pixels": np.zeros((3, 4, 3), np.uint8)},
         {"answer/embedding": np.zeros((2, 8), np.float32)},
         {"encoded/one": np.zeros(3, np.uint8)},
+        {"encoded/3": np.zeros(3, np.uint8)},
+        {"names": np.array(["a.jpg"])},
+        {"mapped/embedding": np.zeros((2, 8), np.float32)},
+        {"answer/embedding": np.float32(1)},
     ],
     ids=lambda changes: "-".join(changes),
 )

@@ -1,5 +1,6 @@
 """Files: complete or not there, whatever goes wrong; read as if a stranger wrote them; one process a folder."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -86,9 +87,15 @@ def test_json_round_trip(tmp_path):
     assert files.read_json(tmp_path / "a.json", "It") == value
 
 
-@pytest.mark.parametrize(
-    ("text", "said"), [("[1]", "not a JSON object"), ("{", "cannot be read"), ("\udcff", "cannot")]
-)
+NO_JSON = {
+    "array": ("[1]", "not a JSON object"),
+    "half": ("{", "cannot be read"),
+    "no text": ("\udcff", "cannot be read"),
+    "deep": ("[" * 100_000, "cannot be read"),
+}
+
+
+@pytest.mark.parametrize(("text", "said"), NO_JSON.values(), ids=NO_JSON)
 def test_json_that_is_none_says_so(tmp_path, text, said):
     (tmp_path / "a.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(TinkitError, match=f"The record .*{said}"):
@@ -148,6 +155,33 @@ def test_npz_cut_short_is_refused(tmp_path, keep):
     (tmp_path / "a.npz").write_bytes(whole[:keep])
     with pytest.raises(TinkitError, match="cannot be read"):
         files.read_npz(tmp_path / "a.npz")
+
+
+def test_npz_whose_array_header_lies_about_its_size_is_refused(tmp_path):
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (%d,), }" % 2**50
+    header += b" " * (117 - len(header)) + b"\n"
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("a.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(TinkitError):
+        files.read_npz(tmp_path / "a.npz")
+
+
+def test_npz_with_any_flipped_byte_never_raises_anything_but_tinkits(tmp_path):
+    files.write_npz(tmp_path / "a.npz", {"a": np.arange(4)})
+    whole = (tmp_path / "a.npz").read_bytes()
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0xFF
+        (tmp_path / "a.npz").write_bytes(damaged)
+        with contextlib.suppress(TinkitError):  # zip keeps dates and the like, which may flip unseen
+            files.read_npz(tmp_path / "a.npz")
+
+
+def test_npz_that_is_a_plain_array_in_front_is_read_as_what_it_is(tmp_path):
+    files.write_npz(tmp_path / "a.npz", {"a": np.arange(4)})
+    np.save(tmp_path / "b.npy", np.zeros(3))
+    (tmp_path / "a.npz").write_bytes((tmp_path / "b.npy").read_bytes() + (tmp_path / "a.npz").read_bytes())
+    assert list(files.read_npz(tmp_path / "a.npz")) == ["a"]  # numpy alone looks at the first bytes, a zip at the last
 
 
 def test_hashes_are_of_content_alone(tmp_path):

@@ -161,6 +161,11 @@ def test_a_device_is_no_target():
         ('precision = "fp32"', 'precision = "fp32"\nbatch = 8', "wants a table"),
         ('precision = "fp32"', 'precision = "fp32"\nname = "other"', "file's name"),
         ('precision = "fp32"', "", "no precision"),
+        ('precision = "fp32"', 'precision = ["fp32"]', "it must be text"),
+        ('precision = "fp32"', 'precision = "fp32"\nopset = 20.5', "a whole number"),
+        ('precision = "fp32"', 'precision = "fp32"\nlocal = "no"', "true or false"),
+        ('precision = "fp32"', 'precision = "fp32"\npixel_gate = "2"', "a number"),
+        ("min_cosine = 0.9", "min_cosine = true", "a number"),
         ("min_cosine = 0.9", "min_cosine = 1.1", "min_cosine"),
         ("min_cosine = 0.9", "", "no min_cosine"),
         ("max_error_share = 0.1", "max_error_share = 0", "max_error_share"),
@@ -178,19 +183,30 @@ def test_what_is_out_of_range_is_refused_with_the_file(own, old, new, said):
     assert caught.value.where == path
 
 
+@pytest.mark.parametrize("gate", ["5", '"abc"', "[1, 2]"])
+def test_a_gate_that_is_no_table_is_refused(own, gate):
+    text = TARGET.replace('precision = "fp32"', f'precision = "fp32"\ngate = {gate}')
+    with pytest.raises(TinkitError, match="wrong type"):
+        load_target(own(text[: text.index("[gate.embedding]")]))
+
+
 def test_the_limits_themselves_are_allowed():
     assert Gate(1.0, 1e-9).min_cosine == 1.0
     assert Batch(1, 1, 1).max == 1
 
 
-@pytest.mark.parametrize(
-    "key", ["threads = 0", "batches = []", "batches = [0]", "min_samples = 199", 'runtime = "gpu"']
-)
-def test_a_device_out_of_range_is_refused(key):
-    name = key.split()[0]
+DEVICE_FAULTS = [
+    "threads = 0", "threads = 1.5", "batches = []", "batches = [0]", 'batches = ["one"]', "batches = 8", "min_samples = 199",
+    'runtime = "gpu"', "warmup_s = -1.0", 'min_seconds = "three"',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", DEVICE_FAULTS)
+def test_a_device_out_of_range_is_refused(fault):
+    name = fault.split()[0]
     lines = [line for line in DEVICES[0].read_text().splitlines() if not line.startswith(name)]
-    Path("board.toml").write_text("\n".join([*lines, key]))
-    with pytest.raises(TinkitError, match="out of range") as caught:
+    Path("board.toml").write_text("\n".join([*lines, fault]))
+    with pytest.raises(TinkitError, match=r"out of range|wrong type") as caught:
         load_device("board.toml")
     assert name in caught.value.seen
 

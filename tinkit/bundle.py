@@ -55,9 +55,15 @@ class Exam:
             }
         except (KeyError, ValueError) as error:
             raise TinkitError("The exam is not complete.", where=where, seen=str(error)) from None
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or any(len(a) != len(pixels) for a in answers.values()):
+        mapped = arrays.get("mapped/embedding")
+        if pixels.dtype != np.uint8 or pixels.ndim != 4:
+            raise TinkitError(
+                "The exam's pixels are not (N, size, size, 3) uint8.", where=where, seen=str(pixels.shape)
+            )
+        others = [names, *answers.values()] + ([] if mapped is None else [mapped])
+        if any(a.shape[:1] != pixels.shape[:1] for a in others) or any(not 0 <= i < len(pixels) for i in encoded):
             raise TinkitError("The exam's arrays do not fit each other.", where=where, seen=str(pixels.shape))
-        return cls(pixels, names, answers, arrays.get("mapped/embedding"), encoded)
+        return cls(pixels, names, answers, mapped, encoded)
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,8 @@ def open_bundle(path):
     lacks = [key for key in ("name", "target", "preprocessing", "tensors", "files") if key not in manifest]
     if lacks:
         raise TinkitError("The bundle's manifest lacks a part.", where=manifest_path, seen="no " + ", no ".join(lacks))
+    if not _is_list_of_hashes(manifest["files"]):
+        raise TinkitError("The bundle's manifest does not list its files with their hashes.", where=manifest_path)
     for name, record in manifest["files"].items():
         if os.path.basename(name) != name:
             raise TinkitError("A file of the bundle lies outside it.", where=manifest_path, seen=name)
@@ -125,6 +133,13 @@ def open_bundle(path):
                 next_step="copy the bundle again, or export it again",
             )
     return Bundle(path, manifest)
+
+
+def _is_list_of_hashes(listed):
+    """A model that is not listed would be used unchecked."""
+    if not isinstance(listed, dict) or MODEL not in listed:
+        return False
+    return all(isinstance(record, dict) and isinstance(record.get("sha256"), str) for record in listed.values())
 
 
 def write_bundle(path, model_path, manifest, exam=None):

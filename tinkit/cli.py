@@ -278,10 +278,13 @@ def _write_html(path):
 def _table(header, rows):
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(*header, box=None, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title in header:
+        table.add_column(title, overflow="fold")
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+        table.add_row(*(Text(str(cell)) for cell in row))  # plain: "tinkit[host]" is no markup
     Console().print(table)
 
 

@@ -8,13 +8,20 @@ import contextlib
 import hashlib
 import json
 import os
+import struct
+import tokenize
 import zipfile
+import zlib
 
 import numpy as np
 
 from tinkit.errors import TinkitError, from_os_error
 
 MAX_ARRAY_BYTES = 1 << 30
+
+# What zipfile, zlib and numpy raise over a damaged archive. RuntimeError: encryption or an unknown compression.
+DAMAGE = (OSError, ValueError, TypeError, EOFError, RuntimeError, SyntaxError, zipfile.BadZipFile, struct.error, zlib.error,
+          tokenize.TokenError)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -65,7 +72,7 @@ def read_json(path, what):
             value = json.load(handle)
     except FileNotFoundError:
         raise TinkitError("{} is missing.".format(what), where=path) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # RecursionError: "[" a thousand times
         raise TinkitError("{} cannot be read.".format(what), where=path, seen=str(error)) from None
     if not isinstance(value, dict):
         raise TinkitError("{} is not a JSON object.".format(what), where=path, seen=type(value).__name__)
@@ -82,19 +89,44 @@ def read_npz(path, max_bytes=MAX_ARRAY_BYTES):
     """Read all arrays of an .npz into a dict. Refuses pickles and files that unpack to more than `max_bytes`."""
     try:
         with zipfile.ZipFile(path) as archive:
-            total = sum(entry.file_size for entry in archive.infolist())
-        if total > max_bytes:
-            raise TinkitError(
-                "The array file is larger than tinkit reads.",
-                where=path,
-                seen="{} bytes unpacked, limit {}".format(total, max_bytes),
-            )
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+            entries = archive.infolist()
+            total = sum(entry.file_size for entry in entries)
+            if total <= max_bytes:
+                total = sum(_announced_bytes(archive, entry) for entry in entries)
+            if total > max_bytes:
+                raise TinkitError(
+                    "The array file is larger than tinkit reads.",
+                    where=path,
+                    seen="{} bytes unpacked, limit {}".format(total, max_bytes),
+                )
+            return {_array_name(entry): _read_array(archive, entry) for entry in entries}
     except FileNotFoundError:
         raise TinkitError("The array file is missing.", where=path) from None
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise TinkitError("The array file cannot be read.", where=path, seen=str(error)) from None
+    except DAMAGE as error:
+        raise TinkitError("The array file cannot be read.", where=path, seen=str(error) or repr(error)) from None
+
+
+def _array_name(entry):
+    return entry.filename[: -len(".npy")] if entry.filename.endswith(".npy") else entry.filename
+
+
+def _read_array(archive, entry):
+    with archive.open(entry) as handle:
+        return np.lib.format.read_array(handle, allow_pickle=False)
+
+
+def _announced_bytes(archive, entry):
+    """What the array's own header says that it takes: numpy allocates that much before it reads."""
+    with archive.open(entry) as handle:
+        version = np.lib.format.read_magic(handle)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError("array format {}.{}".format(*version))
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(handle)
+    count = 1
+    for length in shape:
+        count *= int(length)
+    return count * dtype.itemsize
 
 
 def sha256_of_file(path):

@@ -110,7 +110,10 @@ class DeviceProfile:
     def __post_init__(self):
         _check(self.runtime in ("onnxruntime", "tensorrt"), "runtime", self.runtime, "onnxruntime or tensorrt")
         _check(self.threads >= 1, "threads", self.threads, "1 or more")
-        _check(bool(self.batches) and min(self.batches) >= 1, "batches", self.batches, "batch sizes of 1 or more")
+        whole = all(type(batch) is int and batch >= 1 for batch in self.batches)
+        _check(bool(self.batches) and whole, "batches", self.batches, "batch sizes of 1 or more")
+        _check(self.warmup_s >= 0, "warmup_s", self.warmup_s, "0 or more")
+        _check(self.min_seconds >= 0, "min_seconds", self.min_seconds, "0 or more")
         _check(self.min_samples >= 200, "min_samples", self.min_samples, "200 or more, or percentiles mean little")
 
     def to_json(self):
@@ -199,7 +202,7 @@ def _load(kind, name_or_path):
     for key in ("name", "path"):
         if key in value:
             raise TinkitError("The key `{}` comes from the file's name.".format(key), where=path, next_step="remove it")
-    if "batches" in value:
+    if isinstance(value.get("batches"), list):
         value["batches"] = tuple(value["batches"])
     return _build(cls, dict(value, name=os.path.basename(path)[: -len(".toml")], path=path), path)
 
@@ -242,6 +245,8 @@ def _build(cls, value, where):
     ]
     if missing:
         raise TinkitError("The recipe lacks a key.", where=where, seen="no " + ", no ".join(missing))
+    for name in value:
+        _check_type(names[name], value[name], where)
     if "gate" in value:
         value["gate"] = {output: _table(Gate, gate, where) for output, gate in dict(value["gate"]).items()}
     if "batch" in value:
@@ -255,6 +260,27 @@ def _build(cls, value, where):
         ) from None
     except TypeError as error:
         raise TinkitError("A value of the recipe has the wrong type.", where=where, seen=str(error)) from None
+
+
+PLAIN = {  # annotation -> (what TOML or JSON may give for it, in words)
+    str: (str, "text"),
+    bool: (bool, "true or false"),
+    int: (int, "a whole number"),
+    float: ((int, float), "a number"),
+    Dict[str, Gate]: (dict, "a table"),
+    Tuple[int, ...]: (tuple, "a list of whole numbers"),
+}
+
+
+def _check_type(field, value, where):
+    kinds, words = PLAIN.get(field.type, (object, ""))
+    if not isinstance(value, kinds) or (isinstance(value, bool) and field.type in (int, float)):
+        raise TinkitError(
+            "A value of the recipe has the wrong type.",
+            where=where,
+            seen="{} = {!r}".format(field.name, value),
+            next_step="it must be " + words,
+        )
 
 
 def _table(cls, value, where):

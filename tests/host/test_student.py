@@ -63,6 +63,13 @@ def test_a_vit_is_built_for_the_size_wanted():
     assert student.eval()(images(96)).grid == (6, 6)
 
 
+@pytest.mark.parametrize(("name", "size"), [(VIT, 65), ("test_convnext", 8)])
+def test_a_size_that_does_not_fit_is_refused(name, size):
+    with pytest.raises(TinkitError, match="does not run at this size") as caught:
+        build_student(name, size)
+    assert "--student-size" in caught.value.next_step
+
+
 def test_the_preprocessing_is_the_networks_own():
     preprocessing = build_student("efficientnet_lite0").spec.preprocessing
     assert preprocessing.size == 224

@@ -63,31 +63,62 @@ def identity_of(teacher: Teacher, views: AllViews, local: bool, dtype: str) -> d
     }
 
 
+@dataclass(frozen=True)
+class Job:
+    """What a store is made of and how: the teacher, the views, which arrays, in which dtype; `batch` views a pass."""
+
+    teacher: Teacher
+    views: AllViews
+    local: bool = True
+    dtype: str = "float16"
+    workers: int = 0
+    batch: int = 64
+
+    @property
+    def rows_per_chunk(self) -> int:
+        """A whole number of pictures: all views of one are in one chunk."""
+        return max(1, CHUNK_ROWS // len(self.views.numbers)) * len(self.views.numbers)
+
+    def chunks(self) -> list[range]:
+        """The pictures of each chunk."""
+        count, step = len(self.views.pictures), self.rows_per_chunk // len(self.views.numbers)
+        return [range(start, min(start + step, count)) for start in range(0, count, step)]
+
+
 def open_or_build(
     root,
     teacher: Teacher,
     views: AllViews,
-    local=True,
-    dtype="float16",
-    workers=0,
-    batch=64,
     tick: Callable[[int], None] | None = None,
     say: Callable[[str], None] | None = None,
     stop: Callable[[], bool] | None = None,
+    **options,
 ) -> FeatureStore:
     """The store for this teacher and these views below `root`: opened when finished, else continued or begun.
 
-    `tick(n)` is told of n more pictures done; when `stop()` turns true the work ends at the next batch with
-    InterruptedError, finished chunks kept. Raises TinkitError for damage, a full disk, or a picture gone meanwhile.
+    `options` are those of `Job`. `tick(n)` is told of n more pictures done; when `stop()` turns true the work ends at the
+    next batch with InterruptedError, finished chunks kept. Raises TinkitError for damage, a full disk, features that do
+    not fit the dtype, or a picture gone meanwhile.
     """
-    identity = identity_of(teacher, views, local, dtype)
+    job = Job(teacher, views, **options)
+    identity = identity_of(teacher, views, job.local, job.dtype)
     path = os.path.join(root, files.sha256_of_json(identity)[:16])
     with files.folder_lock(path, "the feature store", wait=True):
         record = os.path.join(path, IDENTITY)
         if not os.path.exists(record):
             files.write_json(record, {"identity": identity, "layout": None})
         layout = _read_identity(record, identity)
-        layout = _fill(path, record, identity, layout, teacher, views, local, dtype, workers, batch, tick, say, stop)
+        try:
+            for chunk, found in _compute(job, len(_finished_chunks(path)), tick or (lambda n: None), stop):
+                if layout is None:
+                    layout = _layout(found)
+                    files.write_json(record, {"identity": identity, "layout": layout})
+                    _say_size(say, path, layout, len(views.pictures) * len(views.numbers))
+                _write_chunk(path, chunk, found["arrays"], job.rows_per_chunk)
+        except InterruptedError:
+            raise
+        except OSError as error:
+            raise from_os_error(error, "writing the feature store") from error
     return _open(path, layout, len(views.numbers))
 
 
@@ -98,71 +129,49 @@ def _read_identity(record, identity):
     return value["layout"]
 
 
-def _fill(path, record, identity, layout, teacher, views, local, dtype, workers, batch, tick, say, stop):
-    done = _finished_chunks(path)
-    per_chunk = max(1, CHUNK_ROWS // len(views.numbers))  # pictures
-    chunks = -(-len(views.pictures) // per_chunk)
-    if tick:
-        tick(min(len(done) * per_chunk, len(views.pictures)))
-    if len(done) == chunks:
-        return layout
-    start = len(done) * per_chunk
-    rest = range(start, len(views.pictures))
+def _compute(job: Job, first: int, tick, stop) -> Iterator[tuple[int, dict]]:
+    """(chunk number, {"arrays", "grid"}) for the chunks from `first` on."""
+    chunks = job.chunks()
+    tick(sum(map(len, chunks[:first])))
+    step = max(1, job.batch // len(job.views.numbers))
+    batches = [(n, list(c[s : s + step])) for n, c in enumerate(chunks) if n >= first for s in range(0, len(c), step)]
     loader = DataLoader(
-        views,
-        batch_size=max(1, batch // len(views.numbers)),
-        sampler=rest,
-        num_workers=workers,
+        job.views,
+        batch_sampler=[pictures for _, pictures in batches],
+        num_workers=job.workers,
         collate_fn=collate,
         worker_init_fn=ignore_interrupt,
     )
-    pending: dict[str, list[np.ndarray]] = {}
-    chunk, count = len(done), 0
-    try:
-        for found, pictures in _compute(loader, teacher, local, dtype, tick, stop):
-            if layout is None:
-                layout = _layout(found)
-                _say_size(say, path, layout, len(views.pictures) * len(views.numbers))
-                files.write_json(record, {"identity": identity, "layout": layout})
-            for name in layout["arrays"]:
-                pending.setdefault(name, []).append(found[name])
-            count += pictures
-            while count >= per_chunk or (count and chunk == chunks - 1 and start + count == len(views.pictures)):
-                rows = min(count, per_chunk) * len(views.numbers)
-                pending = _write_chunk(path, layout, chunk, pending, rows, per_chunk * len(views.numbers))
-                taken = min(count, per_chunk)
-                chunk, count, start = chunk + 1, count - taken, start + taken
-    except OSError as error:
-        if isinstance(error, InterruptedError):
-            raise
-        raise from_os_error(error, "writing the feature store") from error
-    return layout
-
-
-def _compute(loader, teacher, local, dtype, tick, stop) -> Iterator[tuple[dict, int]]:
-    for batch in loader:
-        pixels_PKCHW = refuse_broken(batch)
-        features = teacher.features(pixels_PKCHW.flatten(0, 1))
-        with np.errstate(over="ignore"):  # judged below
-            found = {"global": features.global_BD.cpu().numpy().astype(dtype)}
-            if local and features.local_BLD is not None:
-                found["local"] = features.local_BLD.cpu().numpy().astype(dtype)
-        for name, array in found.items():
-            if not np.isfinite(array).all():
-                raise TinkitError(
-                    f"The teacher's {name} features do not fit {dtype}, or are not finite.",
-                    seen="NaN or infinite values",
-                    next_step="--store-dtype float32, or check the teacher's weights",
-                )
-        yield dict(found, grid=features.grid), len(pixels_PKCHW)
-        if tick:
-            tick(len(pixels_PKCHW))
+    parts: list[dict[str, np.ndarray]] = []
+    for (chunk, pictures), batch in zip(batches, loader):
+        features = job.teacher.features(refuse_broken(batch).flatten(0, 1))
+        parts.append(_arrays(features, job))
+        if pictures[-1] == chunks[chunk][-1]:
+            joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            yield chunk, {"arrays": joined, "grid": features.grid}
+            parts = []
+        tick(len(pictures))
         if stop and stop():
             raise InterruptedError
 
 
+def _arrays(features: Features, job: Job) -> dict[str, np.ndarray]:
+    """The features as arrays of the store's dtype; TinkitError when they do not fit it."""
+    wanted = {"global": features.global_BD, "local": features.local_BLD if job.local else None}
+    with np.errstate(over="ignore"):  # judged below
+        found = {name: t.cpu().numpy().astype(job.dtype) for name, t in wanted.items() if t is not None}
+    for name, array in found.items():
+        if not np.isfinite(array).all():
+            raise TinkitError(
+                f"The teacher's {name} features do not fit {job.dtype}, or are not finite.",
+                seen="NaN or infinite values",
+                next_step="--store-dtype float32, or check the teacher's weights",
+            )
+    return found
+
+
 def _layout(found):
-    arrays = {name: {"shape": list(a.shape[1:]), "dtype": str(a.dtype)} for name, a in found.items() if name != "grid"}
+    arrays = {name: {"shape": list(a.shape[1:]), "dtype": str(a.dtype)} for name, a in found["arrays"].items()}
     return {"arrays": arrays, "grid": found["grid"]}
 
 
@@ -172,18 +181,15 @@ def _say_size(say, path, layout, rows):
         say(f"feature store: {rows} rows of {row} bytes, {rows * row / 1e6:.0f} MB in {path}")
 
 
-def _write_chunk(path, layout, chunk, pending, rows, rows_per_chunk):
-    """Append one chunk to every array and then its line to the list; what is left over stays pending."""
-    left, hashes = {}, {}
-    for name, parts in pending.items():
-        joined = np.concatenate(parts)
-        data = joined[:rows].tobytes()
-        left[name] = [joined[rows:]]
+def _write_chunk(path, chunk, arrays, rows_per_chunk):
+    """Append one chunk to every array and then its line to the list."""
+    hashes, rows = {}, 0
+    for name, array in arrays.items():
+        data, rows = array.tobytes(), len(array)
         hashes[name] = hashlib.sha256(data).hexdigest()
-        row = len(data) // rows
         array_path = os.path.join(path, name + ".bin")
         with open(array_path, "r+b" if os.path.exists(array_path) else "w+b") as handle:
-            handle.truncate(chunk * rows_per_chunk * row)  # what a killed process left half-written
+            handle.truncate(chunk * rows_per_chunk * (len(data) // rows))  # what a killed process left half-written
             handle.seek(0, os.SEEK_END)
             handle.write(data)
             handle.flush()
@@ -192,7 +198,6 @@ def _write_chunk(path, layout, chunk, pending, rows, rows_per_chunk):
         handle.write(json.dumps({"chunk": chunk, "rows": rows, "sha256": hashes}) + "\n")
         handle.flush()
         os.fsync(handle.fileno())
-    return left
 
 
 def _finished_chunks(path) -> list[dict]:

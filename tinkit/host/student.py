@@ -98,12 +98,17 @@ def build_student(architecture, size=None, dim=None, weights=None) -> Student:
     if weights is not None:
         load_into(backbone, read_weights(weights), weights, optional=head_names(backbone))
     preprocessing = preprocessing_of(backbone, size)
-    _remove_unused(backbone, preprocessing.size)
-    with torch.no_grad():
-        width = backbone_features(backbone.eval(), torch.zeros(1, 3, preprocessing.size, preprocessing.size))
+    try:
+        width = _remove_unused(backbone, preprocessing.size)
+    except (AssertionError, RuntimeError, ValueError) as error:  # timm asserts that patches divide the picture
+        raise TinkitError(
+            f"{architecture} does not run at this size.",
+            seen=f"{preprocessing.size} pixels: {(str(error) or type(error).__name__).splitlines()[0]}",
+            next_step="choose another --student-size, or leave it out",
+        ) from None
     is_vit = getattr(backbone, "num_prefix_tokens", 0) > 0
     wanted = dim if dim is not None else (None if is_vit else DEFAULT_DIM)
-    neck = None if wanted is None else nn.Linear(width.global_BD.shape[1], wanted)
+    neck = None if wanted is None else nn.Linear(width, wanted)
     return Student(backbone, neck, StudentSpec(architecture, preprocessing.size, wanted, preprocessing))
 
 
@@ -151,7 +156,10 @@ def head_names(backbone):
 
 
 def _remove_unused(backbone, size):
-    """Replace direct children whose parameters never reach the features. Found by gradients, not by names."""
+    """Replace direct children whose parameters never reach the features. Found by gradients, not by names.
+
+    Returns the width of the features.
+    """
     backbone.eval().zero_grad(set_to_none=True)
     features = backbone_features(backbone, torch.zeros(1, 3, size, size))
     features.local_BLD.sum().backward()  # a class token's own path runs through the same modules
@@ -160,3 +168,4 @@ def _remove_unused(backbone, size):
         if parameters and all(parameter.grad is None for parameter in parameters):
             setattr(backbone, name, nn.Identity())
     backbone.zero_grad(set_to_none=True)
+    return features.global_BD.shape[1]
