@@ -1,11 +1,14 @@
 """The wheel: all of the package, exactly the recipes of the checkout, and nothing else."""
 
+import json
+import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+from small_pair import SMALL, teacher_weights
 
 import tinkit
 
@@ -67,3 +70,23 @@ def test_the_wheel_alone_finds_its_recipes(wheel, tmp_path):
     assert Path(where).is_relative_to(tmp_path)
     names = [sorted(Path(name).stem for name in RECIPES if name.startswith(kind)) for kind in ("export", "profiles")]
     assert found == f"{names[0]} {names[1]}"
+
+
+@pytest.mark.slow
+def test_the_three_commands_work_from_the_wheel_alone(wheel, photos, tmp_path):
+    """In an empty folder, with no checkout in sight, as after `pip install "tinkit[host,cpu]"`."""
+    site, place = tmp_path / "site", tmp_path / "product"
+    wheel.extractall(site)
+    place.mkdir()
+    settings = {k: v for k, v in SMALL.items() if k != "quiet"} | {"teacher_weights": teacher_weights(tmp_path)}
+    lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
+    (place / "tinkit.toml").write_text("\n".join(["[distill]", *lines, ""]))
+    for arguments in (["distill", str(photos)], ["export", "--target", "trt-fp16"], ["profile"]):
+        command = [sys.executable, "-m", "tinkit.cli", *arguments]
+        environment = {**os.environ, "PYTHONPATH": str(site)}
+        done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        if arguments[0] == "export":
+            assert str(site / "tinkit" / "_recipes" / "export") in done.stderr
+    (page,) = place.glob("runs/*/report-trt-fp16-*/report.html")
+    assert page.stat().st_size > 10_000

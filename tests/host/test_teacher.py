@@ -168,3 +168,37 @@ def test_damaged_and_missing_onnx(tmp_path):
     (tmp_path / "bad.onnx").write_text("this is not a model")
     with pytest.raises(TinkitError):
         load_teacher(str(tmp_path / "bad.onnx"))
+
+
+@pytest.mark.parametrize("wrong", [{"weights": "w.safetensors"}, {"pooled": True}])
+def test_an_onnx_teacher_refuses_what_it_would_ignore(tmp_path, wrong):
+    write_onnx(tmp_path / "teacher.onnx")
+    with pytest.raises(TinkitError, match="its own"):
+        load_teacher(str(tmp_path / "teacher.onnx"), **wrong)
+
+
+def test_an_onnx_teacher_distils(photos, tmp_path):
+    """The whole of stage one with a teacher from another framework."""
+    from small_pair import SMALL
+
+    import tinkit
+
+    write_onnx(tmp_path / "teacher.onnx")
+    settings = {**SMALL, "teacher": str(tmp_path / "teacher.onnx"), "teacher_size": None, "dim": None}
+    result = tinkit.distill(photos, out=tmp_path / "run", **settings)
+    assert result.metrics["cosine_mean"] > -1
+    assert result.epochs == 2
+
+
+def test_a_vit_pair_distils_and_exports(photos, tmp_path):
+    """Class token and patches on both sides, no neck: the paper's own setting, with a tiny pair."""
+    from small_pair import SMALL
+
+    import tinkit
+
+    write_weights(tmp_path / "vit.safetensors", timm.create_model("test_vit", num_classes=0).state_dict())
+    settings = {**SMALL, "teacher": "test_vit", "teacher_weights": str(tmp_path / "vit.safetensors"), "dim": None}
+    settings.update(student="test_vit", student_size=32, mapping="learned", center=False)
+    result = tinkit.distill(photos, out=tmp_path / "run", **settings)
+    bundle = tinkit.export(result.run)
+    assert bundle.verdict == "passed"

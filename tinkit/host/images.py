@@ -43,10 +43,7 @@ def scan(folder, strict=False, tick=None) -> Pictures:
     Raises TinkitError when the folder is missing, a file, or without a usable picture; with `strict` also for the
     first unreadable one.
     """
-    root = os.path.abspath(os.fspath(folder))
-    if not os.path.isdir(root):
-        what = "The pictures must be a folder, this is a file." if os.path.exists(root) else "The folder is missing."
-        raise TinkitError(what, where=root, next_step="tinkit distill FOLDER")
+    root = require_folder(folder)
     names, others = _list(root)
     usable, skipped = [], []
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
@@ -72,6 +69,15 @@ def scan(folder, strict=False, tick=None) -> Pictures:
             next_step="give a folder with JPEG, PNG or other pictures, in any depth",
         )
     return Pictures(root, tuple(usable), tuple(skipped), others)
+
+
+def require_folder(folder) -> str:
+    """The absolute path of an existing folder; TinkitError for anything else."""
+    root = os.path.abspath(os.fspath(folder))
+    if not os.path.isdir(root):
+        what = "The pictures must be a folder, this is a file." if os.path.exists(root) else "The folder is missing."
+        raise TinkitError(what, where=root, next_step="tinkit distill FOLDER")
+    return root
 
 
 def split(pictures: Iterable[Picture], seed: int) -> tuple[list[Picture], list[Picture]]:

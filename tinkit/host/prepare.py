@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from tinkit.errors import TinkitError
 from tinkit.host import heldout
 from tinkit.host.features import Features
-from tinkit.host.images import Picture, Pictures, scan, split
+from tinkit.host.images import Picture, Pictures, require_folder, scan, split
 from tinkit.host.loop import Cached, Live, worker_count
 from tinkit.host.mapping import Mapping, MappingSpec, Moments
 from tinkit.host.methods import METHODS
@@ -46,6 +46,17 @@ class Parts:
 def prepare(settings: Settings, out, progress: Progress, stop) -> Parts:
     """From a folder to everything that training needs. Raises TinkitError or InterruptedError."""
     progress.say("settings " + ", ".join(f"{name} {value}" for name, value in settings.to_json().items()))
+    require_folder(settings.images)  # what can be wrong at once is said before a long scan
+    with seeded(settings.seed):
+        student = build_student(settings.student, settings.student_size, settings.dim, settings.student_weights)
+    teacher = load_teacher(
+        settings.teacher,
+        settings.teacher_weights,
+        settings.teacher_size,
+        settings.teacher_global == "pooled",
+        settings.teacher_mean,
+        settings.teacher_std,
+    ).to("cuda" if torch.cuda.is_available() else "cpu")
     pictures = scan(settings.images, settings.strict, progress.counter("reading"))
     train_pictures, held_pictures = split(pictures.usable, settings.seed)
     progress.say(
@@ -59,16 +70,6 @@ def prepare(settings: Settings, out, progress: Progress, stop) -> Parts:
             seen=f"{len(train_pictures)} pictures, --batch-size {settings.batch_size}",
             next_step="more pictures, or a smaller --batch-size",
         )
-    teacher = load_teacher(
-        settings.teacher,
-        settings.teacher_weights,
-        settings.teacher_size,
-        settings.teacher_global == "pooled",
-        settings.teacher_mean,
-        settings.teacher_std,
-    ).to("cuda" if torch.cuda.is_available() else "cpu")
-    with seeded(settings.seed):
-        student = build_student(settings.student, settings.student_size, settings.dim, settings.student_weights)
     policy = ViewPolicy(scale_min=settings.scale_min, seed=settings.seed)
     crop_pct = student.spec.preprocessing.crop_pct
     sizes = [student.spec.preprocessing] + ([teacher.preprocessing] if settings.online else [])
@@ -146,15 +147,18 @@ def _observe(moments: Moments, store, teacher, pictures, policy, crop_pct, setti
 
 
 def _method(settings: Settings, teacher, student, features: Features, moments: Moments):
-    pooled = settings.teacher_global == "pooled"
-    width = features.global_BD.shape[1]
-    local_width = None
-    if pooled and settings.local:
+    """The method with its mapping. Two heads where the global feature does not live in the space of the local ones."""
+    width, local_width = features.global_BD.shape[1], None
+    if settings.local:
         size = teacher.preprocessing.size
         probe = teacher.features(torch.zeros(1, 3, size, size, dtype=torch.uint8)).local_BLD
         local_width = None if probe is None else probe.shape[2]
-    heads = 2 if local_width is not None else 1
-    mapping = Mapping(MappingSpec(settings.mapping, settings.center, width, student.dim, heads, local_width))
+    apart = local_width is not None and (settings.teacher_global == "pooled" or local_width != width)
+    mapping = Mapping(
+        MappingSpec(
+            settings.mapping, settings.center, width, student.dim, 2 if apart else 1, local_width if apart else None
+        )
+    )
     if settings.mapping != "learned":
         mapping.fit(moments, settings.seed)
     return METHODS[settings.method](mapping, cosines_weight=settings.cosines_weight)

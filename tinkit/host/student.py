@@ -168,4 +168,5 @@ def _remove_unused(backbone, size):
         if parameters and all(parameter.grad is None for parameter in parameters):
             setattr(backbone, name, nn.Identity())
     backbone.zero_grad(set_to_none=True)
+    backbone.train()  # some attention layers keep what they computed in eval mode, with its graph; this lets go of it
     return features.global_BD.shape[1]

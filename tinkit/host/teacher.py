@@ -55,6 +55,12 @@ def load_teacher(name, weights=None, size=None, pooled=False, mean=None, std=Non
     mean and std (RGB, 0..1) are for ONNX files, which do not say how they want to be fed; default ImageNet's.
     """
     if name.endswith(".onnx"):
+        if weights is not None or pooled:
+            raise TinkitError(
+                "An ONNX teacher brings its own weights and its own global feature.",
+                where=name,
+                next_step="leave --teacher-weights and --teacher-global out",
+            )
         return OnnxTeacher(name, size, mean, std)
     if mean or std:
         raise TinkitError("--teacher-mean and --teacher-std are for ONNX teachers.", seen=name)

@@ -1,6 +1,7 @@
 """Weight files: safetensors or a plain state dict, read without pickle, and compared with the network tensor by tensor."""
 
 import os
+import sys
 
 import torch
 from safetensors import SafetensorError
@@ -48,6 +49,7 @@ def write_weights(path, tensors, metadata=None):
 def load_into(network, tensors, where, optional=()):
     """Load tensors into a network. Missing, unknown and misshapen tensors are named; `optional` prefixes may be absent."""
     own = network.state_dict()
+    tensors = _as_timm_reads(network, tensors, where)
     misshapen = [
         "{} is {}, the network wants {}".format(name, list(tensors[name].shape), list(own[name].shape))
         for name in own
@@ -72,6 +74,23 @@ def load_into(network, tensors, where, optional=()):
             next_step="check that the weights belong to this architecture and size",
         )
     network.load_state_dict({name: tensors[name] for name in own if name in tensors}, strict=False)
+
+
+def _as_timm_reads(network, tensors, where):
+    """The tensors through timm's own filter for this family: other people's names, position embeddings of another size."""
+    family = sys.modules.get(type(network).__module__)
+    filter_fn = getattr(family, "checkpoint_filter_fn", None)
+    if filter_fn is None:
+        return tensors
+    try:
+        return filter_fn(dict(tensors), network)
+    except (KeyError, AttributeError, RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise TinkitError(
+            "timm cannot read these weights for the network.",
+            where=where,
+            seen=_first_line(error),
+            next_step="check that the weights belong to this architecture",
+        ) from None
 
 
 def _some(label, names, most=3):
