@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -161,6 +162,17 @@ def test_resume_equals_no_interruption_bit_for_bit(photos, pair, tmp_path, monke
     assert_same(whole.run, resumed.run)
     logs = [[json.loads(line) for line in Path(r.run, "log.jsonl").read_text().splitlines()] for r in (whole, resumed)]
     assert [(x["step"], x["loss"]) for x in logs[0]] == [(x["step"], x["loss"]) for x in logs[1]]
+
+
+def test_a_resumed_run_refuses_other_pictures(photos, pair, tmp_path, monkeypatch):
+    shutil.copytree(photos, tmp_path / "photos")
+    with monkeypatch.context() as patched:
+        patched.setattr(distill_module, "StopSignal", lambda: StopAfter(6))
+        with pytest.raises(Interrupted):
+            tinkit.distill(tmp_path / "photos", out=tmp_path / "cut", **pair)
+    next((tmp_path / "photos").rglob("*.jpg")).unlink()
+    with pytest.raises(TinkitError, match="not those that the run was started with"):
+        tinkit.distill(out=tmp_path / "cut", resume=True, quiet=True)
 
 
 SCRIPT = """

@@ -61,10 +61,11 @@ def _distill(settings: Settings, out, resume, progress: Progress, stop) -> Disti
     parts = prepare(settings, out, progress, stop)
     with seeded(settings.seed), threads_beside(worker_count(settings)):
         fabric = Fabric(devices=1, precision="bf16-mixed" if torch.cuda.is_available() else "32-true")
-        distiller = Distiller(parts.student, parts.method).to(memory_format=torch.channels_last)
+        distiller = Distiller(parts.student, parts.method).to(fabric.device).to(memory_format=torch.channels_last)
         state = State(distiller, make_optimizer(distiller, settings), _average(distiller, settings))
         saved = checkpoint.load(out) if resume else None
         if saved is not None:
+            _refuse_others(saved, parts, out)
             state.load_state_dict(saved)
             progress.say(f"resumed at epoch {state.epoch + 1}, step {state.step}")
         prepared = time.monotonic() - began
@@ -103,7 +104,7 @@ def _train_with_records(state: State, parts: Parts, settings, out, fabric, progr
                 f"held-out cosine {found['cosine_mean']:.3f} (p1 {found['cosine_p1']:.3f})  "
                 f"angles off by {found['cosine_difference_mapped']:.3f}  neighbours {found['neighbour_overlap']:.2f}"
             )
-            checkpoint.save(out, state.state_dict())
+            checkpoint.save(out, {**state.state_dict(), "trained_on": _trained_on(parts)})
 
         try:
             complete = train(state, parts.views, parts.source, settings, fabric, after_step, after_epoch, stop)
@@ -112,8 +113,24 @@ def _train_with_records(state: State, parts: Parts, settings, out, fabric, progr
                 writer.close()
         if not complete:
             state.seconds = earlier + time.monotonic() - began
-            checkpoint.save(out, state.state_dict())
+            checkpoint.save(out, {**state.state_dict(), "trained_on": _trained_on(parts)})
             raise InterruptedError
+
+
+def _trained_on(parts: Parts) -> str:
+    """One hash of the training pictures and the teacher: a run goes on with these or not at all."""
+    contents = [picture.content for picture in parts.train]
+    return files.sha256_of_json({"pictures": contents, "teacher": parts.teacher.identity})
+
+
+def _refuse_others(saved, parts: Parts, out) -> None:
+    if saved["trained_on"] != _trained_on(parts):
+        raise TinkitError(
+            "The pictures or the teacher are not those that the run was started with.",
+            where=out,
+            seen=f"{len(parts.train)} training pictures, teacher {parts.teacher.identity['name']}",
+            next_step="restore them, or start a new run",
+        )
 
 
 def _finish(state: State, parts: Parts, settings, out, record, prepared, progress, device) -> DistillResult:
