@@ -63,7 +63,8 @@ def run_row(name, seed, work, epochs):
     import tinkit
 
     pictures = os.path.join(work, "pictures")
-    out = os.path.join(work, "runs", f"{name.replace(' ', '-').replace('(', '').replace(')', '')}-seed{seed}")
+    plain = name.replace(" ", "-").replace("(", "").replace(")", "")
+    out = os.path.join(work, "runs", f"{plain}-seed{seed}-{epochs}epochs")
     began = time.monotonic()
     if ROWS[name] is not None and not finished(out):
         tinkit.distill(
@@ -180,7 +181,7 @@ COLUMNS = (
     ("cosine_p1", "p1"),
     ("images_per_s", "images/s"),
     ("train_s", "training s"),
-    ("peak_mb", "peak MB"),
+    ("peak_mb", "peak MB of the main process"),
 )
 
 

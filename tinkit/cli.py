@@ -112,7 +112,7 @@ def distill(images, out, resume, **given):
     found = result.metrics
     click.echo(
         f"held out cosine to the mapped teacher {found['cosine_mean']:.3f} (p1 {found['cosine_p1']:.3f}), "
-        f"neighbours shared with the teacher {found['neighbour_overlap']:.2f}"
+        f"share of the {found['neighbours']} nearest neighbours in common with the teacher {found['neighbour_overlap']:.2f}"
     )
     if result.skipped:
         click.echo(f"skipped  {result.skipped} unreadable files, listed in {os.path.join(result.run, 'run.json')}")
@@ -157,9 +157,13 @@ def profile(bundle, budget, **given):
         check_budget(limits, SETTINGS_FILE)
     result = tinkit.profile(bundle, budget=limits, say=_say, **settings)
     for limit in result.budgets:
-        click.echo(f"budget   {limit['name']} {limit['measured']} of {limit['limit']}: {limit['verdict']}")
+        measured = "-" if limit["measured"] is None else f"{limit['measured']:g}"
+        click.echo(f"budget   {limit['name']} {measured} of {limit['limit']:g}: {limit['verdict']}")
     _write_html(result.path)
     _end(result.verdict, result.title)
+    unjudged = result.verdict == "not judged" or any(limit["verdict"] == "not judged" for limit in result.budgets)
+    if unjudged and not result.rehearsal:
+        click.get_current_context().exit(errors.EXIT_NO_VERDICT)
 
 
 @cli.command()
@@ -240,6 +244,10 @@ def _with_file(section, given, known=None, extra=()):
                 next_step=nearest(name, ("distill", "export", "profile")),
             )
     values = values.get(section, {})
+    if not isinstance(values, dict):
+        raise errors.TinkitError(
+            "A section of the settings file must be a table.", where=SETTINGS_FILE, next_step=f"[{section}]"
+        )
     if known is None:
         from dataclasses import fields
 
@@ -255,6 +263,13 @@ def _with_file(section, given, known=None, extra=()):
                 seen=name,
                 next_step=nearest(name, known),
             )
+    if section != "distill":  # distill checks its own
+        for name, value in values.items():
+            wanted = {"budget": dict, "deploy_only": bool, "require_target_runtime": bool}.get(name, str)
+            if not isinstance(value, wanted):
+                raise errors.TinkitError(
+                    "A value of the settings file has the wrong type.", where=SETTINGS_FILE, seen=f"{name} = {value!r}"
+                )
     if values:
         _say(f"settings from {SETTINGS_FILE}: " + ", ".join(f"{name} = {value}" for name, value in values.items()))
     return {**values, **given}

@@ -42,7 +42,8 @@ class Fidelity:
 
     @classmethod
     def from_json(cls, value):
-        return cls(**value)
+        numbers = ("cosine_mean", "cosine_p1", "cosine_min", "max_error", "max_error_share")
+        return cls(**dict(value, **{name: float(value[name]) for name in numbers}))  # "inf" is text in JSON
 
 
 def unit(rows_ND):

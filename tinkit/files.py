@@ -62,7 +62,16 @@ def write_text(path, text):
 
 
 def write_json(path, value):
-    write_text(path, json.dumps(value, indent=2, sort_keys=False) + "\n")
+    """Strict JSON: numbers that are not finite become the strings that float() reads back ("inf", "nan")."""
+    write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return str(value) if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def read_json(path, what):

@@ -19,6 +19,7 @@ from small_pair import SMALL, STUDENT, teacher_weights
 import tinkit
 from tinkit import files
 from tinkit.errors import Interrupted, TinkitError
+from tinkit.host import checkpoint
 from tinkit.host import distill as distill_module
 from tinkit.host import prepare as prepare_module
 from tinkit.host.features import Features
@@ -108,10 +109,10 @@ def one_by_one(self, pixels, batched=TimmTeacher.features):
     return Features(torch.cat([f.global_BD for f in found]), torch.cat([f.local_BLD for f in found]), found[0].grid)
 
 
-@pytest.mark.parametrize("mapping", ["learned", "pca"])
-def test_the_loss_on_cached_views_is_the_loss_online(photos, pair, tmp_path, monkeypatch, mapping):
+@pytest.mark.parametrize(("mapping", "local"), [("learned", True), ("pca", True), ("learned", False)])
+def test_the_loss_on_cached_views_is_the_loss_online(photos, pair, tmp_path, monkeypatch, mapping, local):
     """With a float32 store exactly: same pixels, same rows, same bits; float16 and other batches within rounding."""
-    settings = {**pair, "store_dtype": "float32", "mapping": mapping}
+    settings = {**pair, "store_dtype": "float32", "mapping": mapping, "local": local}
     batched = [losses_of(photos, {**settings, "online": online}, tmp_path / f"b{online}") for online in (False, True)]
     half = losses_of(photos, {**settings, "online": False, "store_dtype": "float16"}, tmp_path / "half")
     for cached, online, rough in zip(*batched, half, strict=True):
@@ -132,21 +133,14 @@ def test_ema_is_what_ships(photos, pair, tmp_path):
     assert any(not torch.equal(a[name], b[name]) for name in a)
 
 
-class StopAfter:
-    """Stands in for Ctrl-C: asks to stop after a number of questions."""
+def stop_after(patched, steps):
+    """Stands in for Ctrl-C: training is asked to stop after so many steps."""
+    real, asked = distill_module.train, itertools.count(1)
 
-    def __init__(self, questions):
-        self.left = questions
+    def train(*arguments):
+        return real(*arguments[:-1], lambda: next(asked) >= steps)
 
-    def __call__(self):
-        self.left -= 1
-        return self.left < 0
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        pass
+    patched.setattr(distill_module, "train", train)
 
 
 @pytest.mark.parametrize("extra", [{"ema": 0.9}, {"mapping": "learned", "center": True}])
@@ -154,10 +148,12 @@ def test_resume_equals_no_interruption_bit_for_bit(photos, pair, tmp_path, monke
     settings = {**pair, **extra, "epochs": 3}
     whole = tinkit.distill(photos, out=tmp_path / "whole", **settings)
     with monkeypatch.context() as patched:
-        patched.setattr(distill_module, "StopSignal", lambda: StopAfter(6))  # in the middle of an epoch
+        stop_after(patched, 7)  # in the middle of an epoch
         with pytest.raises(Interrupted, match="--resume"):
             tinkit.distill(photos, out=tmp_path / "cut", **settings)
     assert not os.path.exists(tmp_path / "cut" / "student.safetensors")
+    assert checkpoint.load(tmp_path / "cut")["place"]["step"] == 7
+    assert checkpoint.load(tmp_path / "cut")["place"]["batch"] > 0
     resumed = tinkit.distill(out=tmp_path / "cut", resume=True, quiet=True)
     assert_same(whole.run, resumed.run)
     logs = [[json.loads(line) for line in Path(r.run, "log.jsonl").read_text().splitlines()] for r in (whole, resumed)]
@@ -167,7 +163,7 @@ def test_resume_equals_no_interruption_bit_for_bit(photos, pair, tmp_path, monke
 def test_a_resumed_run_refuses_other_pictures(photos, pair, tmp_path, monkeypatch):
     shutil.copytree(photos, tmp_path / "photos")
     with monkeypatch.context() as patched:
-        patched.setattr(distill_module, "StopSignal", lambda: StopAfter(6))
+        stop_after(patched, 7)
         with pytest.raises(Interrupted):
             tinkit.distill(tmp_path / "photos", out=tmp_path / "cut", **pair)
     next((tmp_path / "photos").rglob("*.jpg")).unlink()
@@ -228,7 +224,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(photos, pair, tmp_path):
     assert process.returncode != 0
     assert "--resume" in text
     assert "KeyboardInterrupt" not in text
-    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    state = checkpoint.load(tmp_path / "run")
     assert state["place"]["step"] >= 1
 
 
@@ -281,7 +277,7 @@ def explosive(tmp_path):
 
 
 def test_fewer_pictures_than_a_batch(photos, pair, tmp_path):
-    with pytest.raises(TinkitError, match="fewer pictures"):
+    with pytest.raises(TinkitError, match="too few pictures"):
         tinkit.distill(photos, out=tmp_path / "run", **{**pair, "batch_size": 1000})
 
 
@@ -341,6 +337,14 @@ def test_learning_rate_warms_up_and_comes_down():
         ({"batch_size": 1}, "batch_size"),
         ({"learning_rate": -1}, "learning_rate"),
         ({"store_dtype": "int8"}, "float16"),
+        ({"clip": -1.0}, "clip"),
+        ({"weight_decay": float("nan")}, "weight_decay"),
+        ({"seed": -1}, "seed"),
+        ({"workers": -1}, "workers"),
+        ({"views": -3, "online": True}, "views"),
+        ({"epochs": "2"}, "whole number"),
+        ({"batch_size": 8.5}, "whole number"),
+        ({"epochs": True}, "whole number"),
     ],
 )
 def test_wrong_settings_say_what_is_wanted(wrong, message):
@@ -386,10 +390,39 @@ def test_a_full_disk_under_the_run_keeps_the_last_good_checkpoint(photos, pair, 
     _, text = process.communicate(timeout=120)
     assert "TinkitError: Could not finish writing" in text
     assert "free some space" in text
-    assert torch.load(small_disk / "run" / "checkpoint.pt", weights_only=True)["place"]["epoch"] >= 1
+    assert checkpoint.load(small_disk / "run")["place"]["epoch"] >= 1
 
 
 @pytest.mark.parametrize("folder", ["/proc/tinkit-run", "/dev/null/run"])
 def test_a_folder_that_cannot_be_written(photos, pair, folder):
     with pytest.raises(TinkitError, match="Could not finish opening"):
         tinkit.distill(photos, out=folder, **pair)
+
+
+def test_a_mistake_at_the_start_does_not_spoil_the_folder(photos, pair, tmp_path):
+    with pytest.raises(TinkitError, match="no teacher"):
+        tinkit.distill(photos, out=tmp_path / "run", **{**pair, "teacher": "nope", "teacher_weights": None})
+    assert tinkit.distill(photos, out=tmp_path / "run", **pair).epochs == 2
+
+
+def test_a_damaged_checkpoint_is_refused(photos, pair, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        stop_after(patched, 7)
+        with pytest.raises(Interrupted):
+            tinkit.distill(photos, out=tmp_path / "cut", **pair)
+    path = tmp_path / "cut" / "checkpoint.pt"
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for damage in (bytes(flipped), whole[:-100], b"", b"no checkpoint at all"):
+        path.write_bytes(damage)
+        with pytest.raises(TinkitError, match="checkpoint is damaged"):
+            tinkit.distill(out=tmp_path / "cut", resume=True, quiet=True)
+    path.write_bytes(whole)
+    assert tinkit.distill(out=tmp_path / "cut", resume=True, quiet=True).epochs == 2
+
+
+def test_neighbours_mean_something_in_a_small_set():
+    from tinkit.host.heldout import neighbours
+
+    assert [neighbours(n) for n in (2, 8, 15, 41, 512)] == [1, 1, 3, 10, 10]

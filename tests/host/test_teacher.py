@@ -202,3 +202,22 @@ def test_a_vit_pair_distils_and_exports(photos, tmp_path):
     result = tinkit.distill(photos, out=tmp_path / "run", **settings)
     bundle = tinkit.export(result.run)
     assert bundle.verdict == "passed"
+
+
+def test_an_onnx_teacher_s_identity_covers_its_external_data(tmp_path):
+    write_onnx(tmp_path / "teacher.onnx", "teacher.data")
+    seen = []
+    for value in (1.0, 2.0):
+        (tmp_path / "teacher.data").write_bytes(np.full(15, value, np.float32).tobytes())
+        seen.append(load_teacher(str(tmp_path / "teacher.onnx")).identity["weights"])
+    assert seen[0] != seen[1]
+    (tmp_path / "teacher.data").unlink()
+    with pytest.raises(TinkitError, match="external data is missing"):
+        load_teacher(str(tmp_path / "teacher.onnx"))
+
+
+def test_an_onnx_teacher_that_fails_on_a_batch_says_so(tmp_path):
+    write_onnx(tmp_path / "teacher.onnx")
+    found = load_teacher(str(tmp_path / "teacher.onnx"))
+    with pytest.raises(TinkitError, match="failed on a batch"):
+        found.features(PIXELS.repeat(1, 1, 2, 2))

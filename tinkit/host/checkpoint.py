@@ -1,13 +1,17 @@
 """The checkpoint of a run, written at once and read without pickle: weights, optimiser, averages, randomness, place."""
 
+import hashlib
+import io
 import os
+import pickle  # for the name of its error only
 
 import torch
 
 from tinkit import files
 from tinkit.errors import TinkitError
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT = "checkpoint.pt"  # torch's file, followed by the sha256 of it
+DIGEST = 32  # bytes
 
 
 def save(run, state) -> None:
@@ -16,6 +20,8 @@ def save(run, state) -> None:
     with files.atomic(path, "writing the checkpoint") as partial:
         try:
             torch.save(state, partial)
+            with open(partial, "ab") as handle:
+                handle.write(bytes.fromhex(files.sha256_of_file(partial)))
         except RuntimeError as error:  # torch's writer reports a full disk in its own words
             raise OSError(_errno_of(partial), f"torch: {str(error).splitlines()[0]}", path) from None
 
@@ -26,8 +32,12 @@ def load(run):
     if not os.path.exists(path):
         return None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        with open(path, "rb") as handle:
+            data = handle.read()
+        if hashlib.sha256(data[:-DIGEST]).digest() != data[-DIGEST:]:
+            raise ValueError("its hash is not the one written with it")
+        return torch.load(io.BytesIO(data[:-DIGEST]), map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise TinkitError(
             "The checkpoint is damaged.",
             where=path,

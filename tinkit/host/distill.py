@@ -124,7 +124,7 @@ def _trained_on(parts: Parts) -> str:
 
 
 def _refuse_others(saved, parts: Parts, out) -> None:
-    if saved["trained_on"] != _trained_on(parts):
+    if saved.get("trained_on") != _trained_on(parts):
         raise TinkitError(
             "The pictures or the teacher are not those that the run was started with.",
             where=out,
@@ -214,10 +214,11 @@ def _settings(images, out, resume, given) -> tuple[Settings, str]:
     if not resume:
         if images is None:
             raise TinkitError("No pictures given.", next_step="tinkit distill FOLDER")
+        given = {name: _absolute(name, value) for name, value in given.items()}
         settings = Settings(images=os.path.abspath(os.fspath(images)), **given)
         out = os.fspath(out or os.path.join(workspace.RUNS, f"{settings.student}-{datetime.now():%Y%m%d-%H%M%S}"))
         status = _status(out)
-        if status:
+        if status == "finished" or os.path.exists(os.path.join(out, checkpoint.CHECKPOINT)):
             raise TinkitError(
                 "There is a run in this folder already.",
                 where=out,
@@ -235,6 +236,7 @@ def _settings(images, out, resume, given) -> tuple[Settings, str]:
     if images is not None:
         given = dict(given, images=os.path.abspath(os.fspath(images)))
     for name, value in given.items():
+        value = _absolute(name, value)
         recorded = getattr(settings, name)
         if value is not None and value != recorded:
             raise TinkitError(
@@ -244,6 +246,12 @@ def _settings(images, out, resume, given) -> tuple[Settings, str]:
                 next_step="leave it out, or start a new run",
             )
     return settings, out
+
+
+def _absolute(name, value):
+    """Paths are recorded whole: a run may be resumed from another folder."""
+    is_path = name in ("store", "teacher_weights", "student_weights") or (name == "teacher" and value.endswith(".onnx"))
+    return os.path.abspath(os.fspath(value)) if is_path and value is not None else value
 
 
 def _status(out):

@@ -65,9 +65,10 @@ def export(run=None, target="onnx-fp32", out=None, exam=None, deploy_only=False,
         hops = host_gate(Bundle(folder, manifest), complete)
         verdict = verdict_of(hops)
         say(f"gate     {verdict}: {_decisive(hops, verdict)}")
+        told = [_nameless(hop.to_json()) if deploy_only else hop.to_json() for hop in hops]
         manifest.update(
-            host_gate={"verdict": verdict, "hops": [hop.to_json() for hop in hops]},
-            chain=[*opened.record.get("chain", []), *(hop.to_json() for hop in hops)],
+            host_gate={"verdict": verdict, "hops": told},
+            chain=[*(_nameless(hop) if deploy_only else hop for hop in opened.record.get("chain", [])), *told],
             privacy=_privacy(complete, exam or opened.record["images"]["root"], deploy_only),
             notes=notes,
         )
@@ -175,6 +176,14 @@ def _versions() -> dict[str, str]:
         except ModuleNotFoundError:  # PackageNotFoundError: only one of the two onnxruntimes is there
             continue
     return found
+
+
+def _nameless(hop: dict) -> dict:
+    """A hop that tells its worst pictures by number only: file names are the user's too."""
+    reason = hop["reason"]
+    for worst in hop["worst"]:
+        reason = reason.replace(repr(worst["name"]), f"number {worst['index']}")
+    return {**hop, "reason": reason, "worst": [{**worst, "name": ""} for worst in hop["worst"]]}
 
 
 def _privacy(exam: Exam, folder, deploy_only) -> str:

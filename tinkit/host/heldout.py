@@ -51,7 +51,8 @@ def metrics(student_ND, mapped_ND, teacher_ND) -> dict[str, float]:
 
     cosine_*: of student to mapped teacher, per picture; cosine_difference: mean |difference of pairwise cosines| of
     student and teacher as it is; cosine_difference_mapped: the same against the mapped teacher (centred, when the mapping
-    centres); neighbour_overlap: share of the 10 nearest neighbours in common with the teacher.
+    centres); neighbour_overlap: share of the nearest `neighbours` in common with the teacher (10, fewer in
+    a small set; chance is neighbours / (N - 1)).
     """
     cosine = cosine_per_picture(student_ND, mapped_ND)
     return {
@@ -60,8 +61,14 @@ def metrics(student_ND, mapped_ND, teacher_ND) -> dict[str, float]:
         "cosine_min": float(cosine.min()),
         "cosine_difference": cosine_difference(student_ND, teacher_ND),
         "cosine_difference_mapped": cosine_difference(student_ND, mapped_ND),
-        "neighbour_overlap": neighbour_overlap(student_ND, teacher_ND),
+        "neighbour_overlap": neighbour_overlap(student_ND, teacher_ND, neighbours(len(teacher_ND))),
+        "neighbours": neighbours(len(teacher_ND)),
     }
+
+
+def neighbours(pictures: int) -> int:
+    """How many nearest neighbours to compare: 10, but at most a quarter of the others, so that chance stays below it."""
+    return max(1, min(10, (pictures - 1) // 4))
 
 
 def chain(student_ND, mapped_ND, teacher_ND, names) -> list[Fidelity]:
@@ -79,7 +86,8 @@ def chain(student_ND, mapped_ND, teacher_ND, names) -> list[Fidelity]:
         conditions={
             "measure": "correlation of each picture's cosines to the other held-out pictures",
             "cosine_difference": cosine_difference(mapped_ND, teacher_ND),
-            "neighbour_overlap": neighbour_overlap(mapped_ND, teacher_ND),
+            "neighbour_overlap": neighbour_overlap(mapped_ND, teacher_ND, neighbours(len(names))),
+            "neighbours": neighbours(len(names)),
         },
     )
     second = compare_answers(
@@ -91,7 +99,8 @@ def chain(student_ND, mapped_ND, teacher_ND, names) -> list[Fidelity]:
         conditions={
             "measure": "cosine of each held-out picture",
             "cosine_difference": cosine_difference(student_ND, mapped_ND),
-            "neighbour_overlap": neighbour_overlap(student_ND, mapped_ND),
+            "neighbour_overlap": neighbour_overlap(student_ND, mapped_ND, neighbours(len(names))),
+            "neighbours": neighbours(len(names)),
         },
     )
     return [replace(hop, reason="evidence, no gate") for hop in (first, second)]

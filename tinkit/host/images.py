@@ -37,8 +37,9 @@ class Pictures:
     others: int
 
 
-def scan(folder, strict=False, tick=None) -> Pictures:
-    """All usable pictures below `folder`, sorted by name. `tick(total)` is called once a file.
+def scan(folder, strict=False, tick=None, stop=None) -> Pictures:
+    """All usable pictures below `folder`, sorted by name. `tick(total)` is called once a file;
+    InterruptedError once `stop()` is true.
 
     Raises TinkitError when the folder is missing, a file, or without a usable picture; with `strict` also for the
     first unreadable one.
@@ -61,6 +62,8 @@ def scan(folder, strict=False, tick=None) -> Pictures:
                 skipped.append((name, reason))
             if tick:
                 tick(len(names))
+            if stop and stop():
+                raise InterruptedError
     if not usable:
         raise TinkitError(
             "There is no usable picture in the folder.",

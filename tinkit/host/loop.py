@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,12 +45,14 @@ class Cached:
 
 @dataclass
 class Live:
-    """The second size of each view is the teacher's."""
+    """The second size of each view is the teacher's. `local` as in the store: without it local features are dropped."""
 
     teacher: Any
+    local: bool = True
 
     def lookup(self, pixels, index_B, number_B) -> Features:
-        return self.teacher.features(pixels[1])
+        features = self.teacher.features(pixels[1])
+        return features if self.local else replace(features, local_BLD=None)
 
 
 class Distiller(nn.Module):
@@ -209,7 +211,8 @@ def train(
                 group["lr"] = rate
             fabric.backward(parts["loss"])
             if settings.clip:
-                fabric.clip_gradients(wrapped, optimizer, max_norm=settings.clip, error_if_nonfinite=False)
+                norm = fabric.clip_gradients(wrapped, optimizer, max_norm=settings.clip, error_if_nonfinite=False)
+                refuse_not_finite({"gradient": float(norm if norm is not None else 0)}, state, views, index_B)
             optimizer.step()
             optimizer.zero_grad()
             state.step, state.batch = state.step + 1, state.batch + 1
@@ -236,10 +239,10 @@ def refuse_not_finite(values, state: State, views: Views, index_B) -> None:
     if bad:
         names = [views.pictures[int(index)].name for index in index_B]
         raise TinkitError(
-            f"The loss is not finite at step {state.step}.",
+            f"The loss or its gradient is not finite at step {state.step}.",
             where="part " + ", ".join(bad),
             seen="pictures of the batch: " + ", ".join(names),
-            next_step="a lower --learning-rate, or look at these pictures; the last checkpoint is kept",
+            next_step="look at these pictures, or start a new run with a lower --learning-rate",
         )
 
 

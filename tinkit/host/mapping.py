@@ -120,20 +120,25 @@ class _LearnedHead(nn.Sequential):
 
 
 class Moments:
-    """Sum and outer products of teacher features, in float64: all that PCA needs of any number of pictures."""
+    """Sum and outer products of teacher features, in float64: all that PCA needs of any number of pictures.
 
-    def __init__(self):
+    `local`: the local features have a head of their own and need their products too; otherwise their mean will do.
+    """
+
+    def __init__(self, local=True):
+        self.local = local
         self.count, self.total, self.outer = [0, 0], [None, None], [None, None]
 
     def add(self, features: Features) -> None:
-        """Take in a batch. Local features count towards their mean, and their products only for a head of their own."""
+        """Take in a batch."""
         for which, rows in ((GLOBAL, features.global_BD), (LOCAL, features.local_BLD)):
             if rows is None:
                 continue
             rows = rows.detach().flatten(0, -2).double().cpu()
             self.count[which] += len(rows)
             self.total[which] = rows.sum(0) + (0 if self.total[which] is None else self.total[which])
-            self.outer[which] = rows.T @ rows + (0 if self.outer[which] is None else self.outer[which])
+            if which == GLOBAL or self.local:
+                self.outer[which] = rows.T @ rows + (0 if self.outer[which] is None else self.outer[which])
 
     def mean(self, which) -> torch.Tensor:
         which = which if self.count[which] else GLOBAL

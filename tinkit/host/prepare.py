@@ -7,7 +7,7 @@ to be built must not change a weight.
 
 import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -57,15 +57,15 @@ def prepare(settings: Settings, out, progress: Progress, stop) -> Parts:
         settings.teacher_mean,
         settings.teacher_std,
     ).to("cuda" if torch.cuda.is_available() else "cpu")
-    pictures = scan(settings.images, settings.strict, progress.counter("reading"))
+    pictures = scan(settings.images, settings.strict, progress.counter("reading"), stop)
     train_pictures, held_pictures = split(pictures.usable, settings.seed)
     progress.say(
         f"{len(pictures.usable)} pictures ({len(held_pictures)} held out), "
         f"{len(pictures.skipped)} unreadable, {pictures.others} other files"
     )
-    if len(train_pictures) < settings.batch_size:
+    if len(held_pictures) < 2 or len(train_pictures) < settings.batch_size:
         raise TinkitError(
-            "There are fewer pictures to train on than a batch holds.",
+            "There are too few pictures: fewer to train on than a batch holds, or fewer than two to hold out.",
             where=pictures.root,
             seen=f"{len(train_pictures)} pictures, --batch-size {settings.batch_size}",
             next_step="more pictures, or a smaller --batch-size",
@@ -74,16 +74,19 @@ def prepare(settings: Settings, out, progress: Progress, stop) -> Parts:
     crop_pct = student.spec.preprocessing.crop_pct
     sizes = [student.spec.preprocessing] + ([teacher.preprocessing] if settings.online else [])
     held_out = _held_out(held_pictures, teacher, student, policy, settings, out, progress, stop)
-    store, moments = None, Moments()
+    spec, store = _mapping_spec(settings, teacher, student, held_out.teacher), None
     if not settings.online:
         all_views = AllViews(
             train_pictures, policy, [teacher.preprocessing], crop_pct, numbers=list(range(settings.views))
         )
         store = _store(all_views, teacher, settings, out, progress, stop, settings.local)
-    if settings.mapping != "learned":
-        _observe(moments, store, teacher, train_pictures, policy, crop_pct, settings, stop)
     with seeded(settings.seed):
-        method = _method(settings, teacher, student, held_out.teacher, moments)
+        mapping = Mapping(spec)
+        method = METHODS[settings.method](mapping, cosines_weight=settings.cosines_weight)
+    if settings.mapping != "learned":
+        moments = Moments(local=spec.heads == 2)
+        _observe(moments, store, teacher, train_pictures, policy, crop_pct, settings, stop)
+        mapping.fit(moments, settings.seed)
     return Parts(
         pictures,
         train_pictures,
@@ -91,7 +94,7 @@ def prepare(settings: Settings, out, progress: Progress, stop) -> Parts:
         teacher,
         student,
         method,
-        Live(teacher) if store is None else Cached(store),
+        Live(teacher, settings.local) if store is None else Cached(store),
         held_out,
         held_pictures,
     )
@@ -135,33 +138,30 @@ def _observe(moments: Moments, store, teacher, pictures, policy, crop_pct, setti
         for start in range(0, len(chosen), 256):
             rows = chosen[start : start + 256]
             moments.add(store.features(rows, 0 * rows))
+            if stop():
+                raise InterruptedError
         return
     views = AllViews([pictures[i] for i in chosen], policy, [teacher.preprocessing], crop_pct, numbers=[0])
     loader = DataLoader(
         views, batch_size=64, num_workers=worker_count(settings), collate_fn=collate, worker_init_fn=ignore_interrupt
     )
     for batch in loader:
-        moments.add(teacher.features(refuse_broken(batch)[:, 0]))
+        features = teacher.features(refuse_broken(batch)[:, 0])
+        moments.add(features if settings.local else replace(features, local_BLD=None))
         if stop():
             raise InterruptedError
 
 
-def _method(settings: Settings, teacher, student, features: Features, moments: Moments):
-    """The method with its mapping. Two heads where the global feature does not live in the space of the local ones."""
+def _mapping_spec(settings: Settings, teacher, student, features: Features) -> MappingSpec:
+    """Two heads where the global feature does not live in the space of the local ones."""
     width, local_width = features.global_BD.shape[1], None
     if settings.local:
         size = teacher.preprocessing.size
         probe = teacher.features(torch.zeros(1, 3, size, size, dtype=torch.uint8)).local_BLD
         local_width = None if probe is None else probe.shape[2]
-    apart = local_width is not None and (settings.teacher_global == "pooled" or local_width != width)
-    mapping = Mapping(
-        MappingSpec(
-            settings.mapping, settings.center, width, student.dim, 2 if apart else 1, local_width if apart else None
-        )
-    )
-    if settings.mapping != "learned":
-        mapping.fit(moments, settings.seed)
-    return METHODS[settings.method](mapping, cosines_weight=settings.cosines_weight)
+    if local_width is not None and (settings.teacher_global == "pooled" or local_width != width):
+        return MappingSpec(settings.mapping, settings.center, width, student.dim, 2, local_width)
+    return MappingSpec(settings.mapping, settings.center, width, student.dim)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ Defaults come from the paper notes where the paper speaks, and from docs/decisio
 """
 
 from dataclasses import asdict, dataclass, fields
+from typing import get_args, get_origin
 
 from tinkit.errors import TinkitError
 from tinkit.host.mapping import KINDS
@@ -53,6 +54,12 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self):
+        for field in fields(self):
+            _check_type(field.name, field.type, getattr(self, field.name))
+        for name in ("seed", "workers", "views", "clip", "weight_decay", "cosines_weight"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise TinkitError(f"{name} must be 0 or more.", seen=str(value))
         if self.method not in METHODS:
             raise TinkitError("There is no such method.", seen=self.method, next_step=nearest(self.method, METHODS))
         _one_of("mapping", self.mapping, KINDS)
@@ -88,6 +95,20 @@ class Settings:
         known = {field.name for field in fields(cls)}
         tuples = {name: tuple(v) for name, v in value.items() if isinstance(v, list)}
         return cls(**{name: v for name, v in {**value, **tuples}.items() if name in known})
+
+
+def _check_type(name, wanted, value):
+    """TinkitError unless the value is of the annotated type; a whole number will do for a float."""
+    kinds = get_args(wanted) or (wanted,)
+    plain = tuple(get_origin(kind) or kind for kind in kinds)
+    accepted = (*plain, int) if float in plain else plain
+    if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in plain):
+        raise TinkitError(f"{name} has the wrong type.", seen=repr(value), next_step=f"it must be {_words(plain)}")
+
+
+def _words(kinds):
+    names = {str: "text", bool: "true or false", int: "a whole number", float: "a number", tuple: "a list of numbers"}
+    return " or ".join(names[kind] for kind in kinds if kind in names)
 
 
 def _one_of(name, value, known):

@@ -50,6 +50,7 @@ class FeatureStore:
 def identity_of(teacher: Teacher, views: AllViews, local: bool, dtype: str) -> dict:
     """Everything that shapes the stored numbers. Another identity is another store."""
     import PIL
+    import torchvision
 
     listing = hashlib.sha256("\n".join(picture.content for picture in views.pictures).encode()).hexdigest()
     return {
@@ -58,6 +59,7 @@ def identity_of(teacher: Teacher, views: AllViews, local: bool, dtype: str) -> d
         "views": {"policy": views.policy.to_json(), "numbers": list(views.numbers), "crop_pct": views.crop_pct},
         "pictures": {"count": len(views.pictures), "sha256": listing},
         "decoder": f"Pillow {PIL.__version__}",
+        "colour": f"torchvision {torchvision.__version__.split('+')[0]}",
         "local": local,
         "dtype": dtype,
     }

@@ -90,11 +90,13 @@ class TimmTeacher:
             "weights": hash_of_tensors(backbone.state_dict()),
             "preprocessing": preprocessing.to_json(),
             "global": "pooled" if pooled else "class token or mean",
+            "arithmetic": "float32",
         }
 
     def to(self, device):
         self.backbone.to(device)
         self.device = torch.device(device)
+        self.identity["arithmetic"] = "bfloat16" if self.device.type == "cuda" else "float32"
         return self
 
     @torch.no_grad()
@@ -120,7 +122,7 @@ class OnnxTeacher:
     """
 
     def __init__(self, path, size, mean, std):
-        refuse_outside_data(path)
+        weights = [path, *external_data(path)]
         onnxruntime = _onnxruntime()
         try:
             self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -146,7 +148,7 @@ class OnnxTeacher:
         self.identity = {
             "name": os.path.basename(path),
             "architecture": "onnx",
-            "weights": files.sha256_of_file(path),
+            "weights": files.sha256_of_json([files.sha256_of_file(part) for part in weights]),
             "preprocessing": self.preprocessing.to_json(),
             "global": "/".join(filter(None, self.outputs)),
         }
@@ -165,9 +167,16 @@ class OnnxTeacher:
         short = step - len(images)
         if short:
             images = np.concatenate([images, np.repeat(images[-1:], short, 0)])
-        found = dict(
-            zip(filter(None, self.outputs), self.session.run([o for o in self.outputs if o], {self.input: images}))
-        )
+        names = [name for name in self.outputs if name is not None]
+        try:
+            found = dict(zip(names, self.session.run(names, {self.input: images})))
+        except Exception as error:  # noqa: BLE001 - onnxruntime's errors share no other base
+            raise TinkitError(
+                "The ONNX teacher failed on a batch.",
+                where=self.identity["name"],
+                seen=f"input {images.shape}: {str(error).splitlines()[0][:200]}",
+                next_step="check --teacher-size",
+            ) from None
         return [None if name is None else found[name][: step - short] for name in self.outputs]
 
 
@@ -195,8 +204,11 @@ def hash_of_tensors(tensors) -> str:
     return digest.hexdigest()
 
 
-def refuse_outside_data(path):
-    """Raise TinkitError when an ONNX file is missing or damaged, or its external data lie outside its folder."""
+def external_data(path) -> list[str]:
+    """The files with an ONNX model's external data, sorted.
+
+    Raises TinkitError when the model or one of them is missing or damaged, or lies outside the model's folder.
+    """
     import onnx
     from google.protobuf.message import DecodeError
     from onnx.external_data_helper import ExternalDataInfo, _get_all_tensors, uses_external_data
@@ -209,10 +221,15 @@ def refuse_outside_data(path):
     except (DecodeError, ValueError, OSError) as error:
         raise TinkitError("The teacher is not a readable ONNX file.", where=path, seen=str(error)[:200]) from None
     folder = os.path.realpath(os.path.dirname(os.path.abspath(path)))
-    for location in located:
+    found = []
+    for location in sorted(located):
         target = os.path.realpath(os.path.join(folder, location))
         if os.path.isabs(location) or os.path.commonpath([folder, target]) != folder:
             raise TinkitError("The teacher's external data point outside its folder.", where=path, seen=location)
+        if not os.path.isfile(target):
+            raise TinkitError("A file with the teacher's external data is missing.", where=target)
+        found.append(target)
+    return found
 
 
 def _pick_outputs(session, path):
