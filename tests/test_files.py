@@ -1,6 +1,7 @@
 """Files: complete or not there, whatever goes wrong; read as if a stranger wrote them; one process a folder."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -221,3 +222,13 @@ def test_the_lock_is_free_after_use_and_after_an_error(tmp_path):
     for _ in range(2):
         with pytest.raises(KeyError), files.folder_lock(tmp_path, "the run"):
             raise KeyError
+
+
+def test_json_stays_strict_and_infinity_comes_back(tmp_path):
+    def refuse(word):
+        raise AssertionError(word)
+
+    files.write_json(tmp_path / "a.json", {"worst": [float("inf"), float("nan"), 1.5]})
+    value = json.loads((tmp_path / "a.json").read_text(), parse_constant=refuse)
+    assert value == {"worst": ["inf", "nan", 1.5]}
+    assert float(value["worst"][0]) == float("inf")

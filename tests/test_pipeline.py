@@ -74,3 +74,14 @@ def test_a_budget_that_is_missed_exits_3(photos, workplace):
     assert command("export", "--target", "onnx-fp32") == 0
     assert command("profile", "--budget", "p50_ms<0.000001") == 3
     assert command("profile", "--budget", "p50_ms<100000") == 0
+
+
+def test_without_an_exam_nothing_is_judged_and_no_name_travels(photos, workplace):
+    settings = workplace / "tinkit.toml"
+    settings.write_text(settings.read_text().split("[profile.budget]")[0])
+    assert command("distill", str(photos)) == 0
+    assert command("export", "--target", "onnx-fp32", "--deploy-only") == 0
+    (manifest,) = (workplace / "runs").glob("*/bundle-onnx-fp32/manifest.json")
+    assert ".jpg" not in manifest.read_text()
+    assert not (manifest.parent / "exam.npz").exists()
+    assert command("profile") == 4

@@ -180,10 +180,10 @@ def _versions() -> dict[str, str]:
 
 def _nameless(hop: dict) -> dict:
     """A hop that tells its worst pictures by number only: file names are the user's too."""
-    reason = hop["reason"]
-    for worst in hop["worst"]:
+    reason, pictures = hop.get("reason", ""), hop.get("worst", [])
+    for worst in pictures:
         reason = reason.replace(repr(worst["name"]), f"number {worst['index']}")
-    return {**hop, "reason": reason, "worst": [{**worst, "name": ""} for worst in hop["worst"]]}
+    return {**hop, "reason": reason, "worst": [{**worst, "name": ""} for worst in pictures]}
 
 
 def _privacy(exam: Exam, folder, deploy_only) -> str:
