@@ -112,7 +112,7 @@ def examine(run_path, pictures, work, seed):
 
     def teacher_features(part):
         views = AllViews(part, policy, [teacher.preprocessing], crop_pct, numbers=[EVALUATION])
-        store = open_or_build(os.path.join(work, "evaluation"), teacher, views, local=False, dtype="float32")
+        store = open_or_build(os.path.join(work, "evaluation"), teacher, views, parts=(), dtype="float32")
         return np.array(store.global_rows())
 
     teacher_bank, teacher_held = teacher_features(bank), teacher_features(held_out)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import rankdata, spearmanr
 from sklearn.neighbors import KNeighborsClassifier
 
 from tinkit.fidelity import (
@@ -17,9 +18,12 @@ from tinkit.fidelity import (
     compare_answers,
     cosine_difference,
     cosine_per_picture,
+    cosine_spearman,
     judge,
     knn_predict,
+    linear_cka,
     neighbour_overlap,
+    ranks,
     verdict_of,
 )
 from tinkit.recipes import Gate
@@ -88,6 +92,55 @@ def test_cosine_difference_by_hand():
     a = [[1, 0], [0, 1], [1, 0]]  # cosines 0, 1, 0 of the pairs (0,1), (0,2), (1,2)
     b = [[1, 0], [1, 0], [0, 1]]  # cosines 1, 0, 0
     assert cosine_difference(a, b) == pytest.approx(2 / 3)
+
+
+@given(values=st.lists(st.integers(-3, 3), min_size=1, max_size=20))
+def test_ranks_share_ties_as_scipy_does(values):
+    np.testing.assert_array_equal(ranks(values), rankdata(values))
+
+
+def test_spearman_agrees_with_scipy():
+    a, b = draw(10, 15, 6), draw(11, 15, 9)
+    b[3], a[7] = b[4], a[8]  # equal pictures: equal cosines with all the others
+    upper = np.triu_indices(15, 1)
+    pairs = [(rows @ rows.T / np.outer(*2 * [np.linalg.norm(rows, axis=1)]))[upper] for rows in (a, b)]
+    assert cosine_spearman(a, b) == pytest.approx(spearmanr(*(np.round(p, 12) for p in pairs)).statistic, abs=1e-12)
+
+
+@given(seed=st.integers(0, 2**32 - 1), scale=st.floats(1e-3, 1e3))
+def test_spearman_sees_order_alone(seed, scale):
+    a, b = draw(seed, 12, 6), draw(seed + 1, 12, 9)
+    assert cosine_spearman(a, scale * a @ rotation(seed + 2, 6)) == pytest.approx(1)
+    assert cosine_spearman(a, b) == pytest.approx(cosine_spearman(b, a))
+    assert cosine_spearman(on_circle(0, 10, 30, 70), on_circle(0, 20, 60, 140)) == pytest.approx(1)  # angles doubled
+    assert cosine_spearman(on_circle(0, 10, 100), on_circle(0, 10, -90)) == pytest.approx(0.5)  # ranks 3 1 2, 3 2 1
+
+
+def test_a_constant_side_has_no_structure_and_is_no_nan():
+    rows, constant = draw(12, 9, 4), np.full((9, 5), 0.1) * np.arange(1, 6)
+    assert cosine_spearman(rows, constant) == 0
+    assert linear_cka(rows, constant) == linear_cka(constant, rows) == 0
+
+
+def test_linear_cka_by_hand_and_against_the_gram_form():
+    assert linear_cka([[1, 0], [-1, 0]], [[3], [3.5]]) == pytest.approx(1)  # two points: one direction each
+    # columns x = (1, -1, 0) and y = (0, 1, -1) centred already: (x.y)^2 / (x.x y.y) = 1 / 4
+    assert linear_cka([[1], [-1], [0]], [[5], [6], [4]]) == pytest.approx(1 / 4)
+    a, b = draw(13, 20, 6), draw(14, 20, 9)
+    centre = np.eye(20) - 1 / 20
+    gram_a, gram_b = (centre @ rows @ rows.T @ centre for rows in (a, b))
+    by_gram = (gram_a * gram_b).sum() / np.sqrt((gram_a**2).sum() * (gram_b**2).sum())
+    assert linear_cka(a, b) == pytest.approx(by_gram, abs=1e-12)
+
+
+@given(seed=st.integers(0, 2**32 - 1), scale=st.floats(1e-3, 1e3))
+def test_linear_cka_ignores_rotation_scale_and_shift(seed, scale):
+    a, b = draw(seed, 12, 6), draw(seed + 1, 12, 9)
+    turned = scale * (a + 2) @ rotation(seed + 2, 6)
+    assert linear_cka(turned, b) == pytest.approx(linear_cka(a, b), abs=1e-9)
+    assert linear_cka(turned, a) == pytest.approx(1, abs=1e-9)
+    assert linear_cka(a, b) < 1
+    assert linear_cka(a * np.arange(1, 7), a) < 1  # not free of a linear map
 
 
 def on_circle(*degrees):

@@ -70,7 +70,12 @@ def _option(*names, **options):
 @_option("--student-size", type=int, help="pixels the student sees  [its own]")
 @_option("--student-weights", help="a file to start from  [random weights]")
 @_option("--dim", type=int, help="width of the embedding  [384 for a CNN, a ViT's own]")
-@_option("--method", help="see `tinkit list methods`  [tintem]")
+@_option("--method", help="see `tinkit list methods`; several with weights: tintem+dist:0.5  [tintem]")
+@click.option("--option", "options", multiple=True, help="NAME=VALUE of the method, METHOD.NAME=VALUE; may be repeated")
+@_option("--labels", help="folders (each picture's own), or a CSV of path,label  [none]")
+@_option("--label-weight", type=float, help="of cross-entropy on labelled pictures  [the paper's]")
+@_option("--logits/--no-logits", help="the terms over logits of methods that can do without  [no]")
+@_option("--keep-head/--drop-head", help="ship the classifier with the student  [drop]")
 @_option("--mapping", type=click.Choice(["pca", "learned", "learned-pca"]), help="teacher to student space  [pca]")
 @_option("--center/--no-center", help="subtract the mean of the mapped teacher  [center]")
 @_option("--cosines-weight", type=float, help="weight of a direct term on the batch's cosines  [0]")
@@ -111,8 +116,13 @@ def distill(images, out, resume, **given):
     )
     found = result.metrics
     click.echo(
-        f"held out cosine to the mapped teacher {found['cosine_mean']:.3f} (p1 {found['cosine_p1']:.3f}), "
-        f"share of the {found['neighbours']} nearest neighbours in common with the teacher {found['neighbour_overlap']:.2f}"
+        "held out "
+        + (
+            f"cosine to the mapped teacher {found['cosine_mean']:.3f} (p1 {found['cosine_p1']:.3f}), "
+            if "cosine_mean" in found
+            else "no mapping, "
+        )
+        + f"share of the {found['neighbours']} nearest neighbours in common with the teacher {found['neighbour_overlap']:.2f}"
     )
     if result.skipped:
         click.echo(f"skipped  {result.skipped} unreadable files, listed in {os.path.join(result.run, 'run.json')}")

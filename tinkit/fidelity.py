@@ -2,8 +2,8 @@
 
 Two kinds of closeness. *Pointwise*: the cosine of two embeddings of one picture, judged on the worst picture
 (`compare_answers`). *Relational*: whether pictures that are alike for the teacher are alike for the student (pairwise
-cosines, nearest neighbours, kNN predictions; the protocol of arXiv 2411.15239's code for kNN, the rest is tinkit's own).
-Shapes: N pictures, D width, C classes.
+cosines and their ranks, linear CKA, nearest neighbours, kNN predictions; kNN by the protocol of arXiv 2411.15239's code,
+CKA by arXiv 1905.00414, the rest is tinkit's own). Shapes: N pictures, D width, C classes.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -119,6 +119,50 @@ def cosine_difference(a_ND, b_ND):
     a, b = unit(a_ND), unit(b_ND)
     upper = np.triu_indices(len(a), 1)
     return float(np.abs(a @ a.T - b @ b.T)[upper].mean())
+
+
+def cosine_spearman(a_ND, b_ND):
+    """Spearman's rank correlation of cos(a_i, a_j) with cos(b_i, b_j) over the pairs i < j; widths may differ.
+
+    Between -1 and 1; 1 when both put the pairs in the same order, 0 when one of them tells no pair from another.
+    Cosines that differ by less than 1e-12 count as equal: that is rounding, and would be ranked all the same.
+    """
+    a, b = unit(a_ND), unit(b_ND)
+    upper = np.triu_indices(len(a), 1)
+    first, second = (ranks(np.round((rows @ rows.T)[upper], 12)) for rows in (a, b))
+    first, second = first - first.mean(), second - second.mean()
+    scale = np.sqrt((first**2).sum() * (second**2).sum())
+    return float((first * second).sum() / scale) if scale > 0 else 0.0
+
+
+def ranks(values_N):
+    """1 for the smallest, N for the largest; equal values share the mean of their ranks."""
+    values = np.asarray(values_N)
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    last = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))  # where each run of equal values ends
+    first = np.append(0, last[:-1] + 1)
+    found = np.empty(len(values))
+    found[order] = np.repeat((first + last) / 2 + 1, last - first + 1)
+    return found
+
+
+def linear_cka(a_ND, b_ND):
+    """|A^T B|^2 / (|A^T A| |B^T B|), Frobenius norms, columns centred: 1 when a is b turned, scaled or moved; else less.
+
+    The D x D form: N may be large, widths may differ. 0 when one side is constant. arXiv 1905.00414.
+    """
+    a, b = _centred(a_ND), _centred(b_ND)
+    scale = np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b)
+    return float(np.linalg.norm(a.T @ b) ** 2 / scale) if scale > 0 else 0.0
+
+
+def _centred(rows_ND):
+    """Columns of mean 0, in float64; exactly 0 where nothing but rounding is left."""
+    rows = np.asarray(rows_ND, np.float64)
+    mean = rows.mean(axis=0)
+    centred = rows - mean
+    return np.where(np.abs(centred).max(axis=0) > 1e-12 * np.abs(mean), centred, 0.0)
 
 
 def neighbour_overlap(a_ND, b_ND, k=10):

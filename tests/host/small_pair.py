@@ -20,11 +20,11 @@ SMALL = {
 }
 
 
-def teacher_weights(folder):
-    """A weights file of random but lively weights, the same every time."""
+def teacher_weights(folder, classes=0):
+    """A weights file of random but lively weights, the same every time; with a classifier when asked for."""
     with torch.random.fork_rng():
         torch.manual_seed(7)
-        network = timm.create_model(TEACHER, num_classes=0)
+        network = timm.create_model(TEACHER, num_classes=classes)
     path = str(folder / "teacher.safetensors")
     write_weights(path, network.state_dict())
     return path

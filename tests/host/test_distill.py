@@ -98,15 +98,16 @@ def losses_of(photos, settings, tmp_path):
         pixels, index, number = collate([parts.views[item] for item in batch])
         teacher = parts.source.lookup(pixels, index, number)
         images = normalise_on_device(pixels[0], parts.student.spec.preprocessing)
-        parts_of_loss = distiller(images, teacher.global_BD, teacher.local_BLD, teacher.grid, index, 0, 0)
+        parts_of_loss = distiller(images, teacher, index, 0, 0)
         found.append({name: value.item() for name, value in parts_of_loss.items()})
     return found
 
 
-def one_by_one(self, pixels, batched=TimmTeacher.features):
+def one_by_one(self, pixels, parts=("local",), batched=TimmTeacher.features):
     """A convolution's last bits depend on the batch it ran in; alone they cannot."""
-    found = [batched(self, pixels[i : i + 1]) for i in range(len(pixels))]
-    return Features(torch.cat([f.global_BD for f in found]), torch.cat([f.local_BLD for f in found]), found[0].grid)
+    found = [batched(self, pixels[i : i + 1], parts) for i in range(len(pixels))]
+    local = torch.cat([f.local_BLD for f in found]) if "local" in parts else None
+    return Features(torch.cat([f.global_BD for f in found]), local, found[0].grid)
 
 
 @pytest.mark.parametrize(("mapping", "local"), [("learned", True), ("pca", True), ("learned", False)])
@@ -138,7 +139,7 @@ def stop_after(patched, steps):
     real, asked = distill_module.train, itertools.count(1)
 
     def train(*arguments):
-        return real(*arguments[:-1], lambda: next(asked) >= steps)
+        return real(*arguments[:-2], lambda: next(asked) >= steps, arguments[-1])
 
     patched.setattr(distill_module, "train", train)
 

@@ -34,11 +34,11 @@ class Counting:
         self.teacher, self.identity, self.preprocessing = teacher, teacher.identity, teacher.preprocessing
         self.seen, self.fail_after = 0, fail_after
 
-    def features(self, pixels):
+    def features(self, pixels, parts=("local",)):
         if self.fail_after is not None and self.seen >= self.fail_after:
             raise RuntimeError("the power failed")
         self.seen += len(pixels)
-        return self.teacher.features(pixels)
+        return self.teacher.features(pixels, parts)
 
 
 def test_rows_are_the_teacher_s_own_features_of_those_views(parts):
@@ -130,8 +130,8 @@ def test_features_that_overflow_half_precision_are_refused(parts):
     teacher, views, root = parts
 
     class Huge(Counting):
-        def features(self, pixels):
-            found = super().features(pixels)
+        def features(self, pixels, parts=("local",)):
+            found = super().features(pixels, parts)
             found.global_BD = found.global_BD + 1e6
             return found
 
@@ -152,9 +152,9 @@ store.CHUNK_ROWS = 8
 teacher = load_teacher("test_efficientnet", {weights!r}, size=32)
 views = AllViews(list(scan({photos!r}).usable[:20]), ViewPolicy(), [teacher.preprocessing], 0.9, numbers=[0, 1])
 real = teacher.features
-def slow(pixels):
+def slow(pixels, parts):
     time.sleep(0.3)
-    return real(pixels)
+    return real(pixels, parts)
 teacher.features = slow
 store.open_or_build({root!r}, teacher, views, batch=4)
 """

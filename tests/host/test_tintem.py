@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from tinkit.host.features import Features
-from tinkit.host.mapping import Mapping, MappingSpec, Moments
-from tinkit.host.methods import METHODS, Batch
+from tinkit.host.methods import method_class
 from tinkit.host.methods.tintem import TEMPERATURES, TinTeM, cosine_matrix_error, sne
+from tinkit.host.objective import Objective, Term
+from tinkit.host.pair import Batch, Pair, Side
 
 T = torch.tensor([[1, 0, 0], [0.8, 0.6, 0], [0, 1, 0.2], [0, 0.3, 1]], dtype=torch.float64)
 S = torch.tensor([[1, 0], [0.9, 0.5], [0.1, 1], [-0.4, 1]], dtype=torch.float64)
@@ -60,14 +61,14 @@ def features(batch, positions, width, seed, grid=None):
     return Features(torch.randn(batch, width, generator=generator), local, grid or (1, positions))
 
 
-def make(kind="learned", center=False, dim=6, width=8, **options):
+PAIR = Pair(Side(6, 6, (1, 4)), Side(8, 8, (1, 4)))
+
+
+def make(kind="learned", center=False, **options):
     torch.manual_seed(0)
-    mapping = Mapping(MappingSpec(kind, center, width, dim))
-    if kind != "learned":
-        moments = Moments()
-        moments.add(features(64, 4, width, 9))
-        mapping.fit(moments, seed=0)
-    return TinTeM(mapping, **options)
+    method = TinTeM(PAIR, mapping=kind, center=center, **options)
+    method.fit(lambda: [features(64, 4, PAIR.teacher.dim, 9)])
+    return method
 
 
 def batch_for(method, batch=5, positions=4):
@@ -136,11 +137,13 @@ def test_one_picture_and_a_constant_student_give_finite_gradients(kind):
 
 
 def test_autocast_leaves_the_similarities_in_fp32():
-    method = make()
-    plain = method(batch_for(method))
+    torch.manual_seed(0)
+    objective = Objective([Term("tintem", 1.0, {"mapping": "learned", "center": False})], PAIR)
+    method = objective.terms["tintem"]
+    plain = objective(batch_for(method))
     method.mapping.steps.zero_()
     with torch.autocast("cpu", torch.bfloat16):
-        under = method(batch_for(method))
+        under = objective(batch_for(method))
     for name, value in plain.items():
         assert under[name].dtype == torch.float32
         assert under[name].item() == value.item()
@@ -160,4 +163,18 @@ def test_cosine_matrix_error_by_hand():
 
 
 def test_cospress_is_the_same_method():
-    assert METHODS["cospress"] is METHODS["tintem"]
+    assert method_class("cospress") is TinTeM
+
+
+def test_without_the_stop_gradient_the_student_s_terms_pull_at_the_mapping():
+    for stop, trained in ((True, False), (False, True)):
+        _, _, head = gradients(make(stop_gradient=stop), "token")
+        assert bool(head) == trained
+
+
+def test_a_linear_head_has_neither_norm_nor_bias():
+    method = make(head="linear", local_weight=0.0)
+    assert [tuple(p.shape) for p in method.parameters()] == [(6, 8)]
+    assert torch.isfinite(method(batch_for(method))["loss"])
+    with pytest.raises(ValueError, match="head"):
+        make(head="mlp")

@@ -22,11 +22,15 @@ from tinkit.errors import Interrupted, TinkitError
 from tinkit.host import checkpoint, heldout, run
 from tinkit.host.exam import make_exam
 from tinkit.host.interruption import StopSignal
+from tinkit.host.labels import FOLDERS
 from tinkit.host.log import Log
 from tinkit.host.loop import Distiller, State, make_optimizer, peak_learning_rate, threads_beside, train, worker_count
+from tinkit.host.mapping import Mapping, fit_afterwards
+from tinkit.host.objective import Objective
 from tinkit.host.prepare import Parts, prepare, seeded
 from tinkit.host.progress import Progress
 from tinkit.host.settings import Settings
+from tinkit.host.views import normalise_on_device
 from tinkit.host.weights import write_weights
 from tinkit.results import DistillResult
 
@@ -61,7 +65,11 @@ def _distill(settings: Settings, out, resume, progress: Progress, stop) -> Disti
     parts = prepare(settings, out, progress, stop)
     with seeded(settings.seed), threads_beside(worker_count(settings)):
         fabric = Fabric(devices=1, precision="bf16-mixed" if torch.cuda.is_available() else "32-true")
-        distiller = Distiller(parts.student, parts.method).to(fabric.device).to(memory_format=torch.channels_last)
+        distiller = (
+            Distiller(parts.student, parts.method, settings.seed)
+            .to(fabric.device)
+            .to(memory_format=torch.channels_last)
+        )
         state = State(distiller, make_optimizer(distiller, settings), _average(distiller, settings))
         saved = checkpoint.load(out) if resume else None
         if saved is not None:
@@ -95,19 +103,20 @@ def _train_with_records(state: State, parts: Parts, settings, out, fabric, progr
             state.seconds = earlier + time.monotonic() - began
             best = state.best
             student_ND = heldout.embed(best.student, parts.held_out, fabric.device)
-            mapped_ND = heldout.map_all(best.method, parts.held_out, fabric.device)
+            mapped_ND = heldout.map_all(best.method.mapping, parts.held_out, fabric.device)
             found = heldout.metrics(student_ND, mapped_ND, parts.held_out.teacher.global_BD.numpy())
             state.history.append({"epoch": state.epoch, "step": state.step, **log.means(), **found})
             log.write({"event": "epoch", **state.history[-1]})
             progress.say(
                 f"epoch {state.epoch}/{settings.epochs}  loss {state.history[-1]['loss']:.4f}  "
-                f"held-out cosine {found['cosine_mean']:.3f} (p1 {found['cosine_p1']:.3f})  "
-                f"angles off by {found['cosine_difference_mapped']:.3f}  neighbours {found['neighbour_overlap']:.2f}"
+                + heldout.in_words(found)
             )
             checkpoint.save(out, {**state.state_dict(), "trained_on": _trained_on(parts)})
 
         try:
-            complete = train(state, parts.views, parts.source, settings, fabric, after_step, after_epoch, stop)
+            complete = train(
+                state, parts.views, parts.source, settings, fabric, after_step, after_epoch, stop, parts.labels_N
+            )
         finally:
             if writer:
                 writer.close()
@@ -136,19 +145,25 @@ def _refuse_others(saved, parts: Parts, out) -> None:
 def _finish(state: State, parts: Parts, settings, out, record, prepared, progress, device) -> DistillResult:
     best = state.best
     student, method = best.student.eval(), best.method.eval()
-    student_ND, mapped_ND = (
-        heldout.embed(student, parts.held_out, device),
-        heldout.map_all(method, parts.held_out, device),
-    )
+    mapping, fit = method.mapping, None
+    if mapping is None:
+        mapping, fit = _map_afterwards(student, parts, device, progress)
+    _keep_head(student, method, settings)
+    student_ND = heldout.embed(student, parts.held_out, device)
+    mapped_ND = heldout.map_all(mapping, parts.held_out, device)
     teacher_ND = parts.held_out.teacher.global_BD.numpy()
     held = parts.held_pictures[:EXAM_PICTURES]
     exam = make_exam([(p.path, p.name) for p in held], student.spec.preprocessing)
     write_weights(os.path.join(out, run.STUDENT), student.state_dict())
-    mapping = json.dumps(method.mapping.spec.to_json())
-    write_weights(os.path.join(out, run.MAPPING), method.mapping.state_dict(), {"mapping": mapping})
-    files.write_npz(os.path.join(out, run.EXAM), replace(exam, mapped=mapped_ND[: len(held)]).to_arrays())
+    written = [run.STUDENT, run.EXAM]
+    if mapping is not None:
+        spec = mapping.spec.to_json()
+        write_weights(os.path.join(out, run.MAPPING), mapping.state_dict(), {"mapping": json.dumps(spec)})
+        exam = replace(exam, mapped=mapped_ND[: len(held)])
+        written.append(run.MAPPING)
+    files.write_npz(os.path.join(out, run.EXAM), exam.to_arrays())
     metrics = heldout.metrics(student_ND, mapped_ND, teacher_ND)
-    hashes = {name: files.sha256_of_file(os.path.join(out, name)) for name in (run.STUDENT, run.MAPPING, run.EXAM)}
+    hashes = {name: files.sha256_of_file(os.path.join(out, name)) for name in written}
     pictures = parts.pictures
     record.update(
         status="finished",
@@ -159,13 +174,18 @@ def _finish(state: State, parts: Parts, settings, out, record, prepared, progres
             "size": student.spec.size,
             "dim": student.spec.dim,
             "preprocessing": student.spec.preprocessing.to_json(),
+            "classes": student.spec.classes,
         },
+        classes=parts.classes,
         teacher=parts.teacher.identity,
         method={
             "name": settings.method,
-            "paper": method.paper,
-            "mapping": method.mapping.spec.to_json(),
+            "terms": method.describe(),
+            "label_weight": method.label_weight,
+            "mapping": None if mapping is None else mapping.spec.to_json(),
+            "fitted_afterwards": fit,
             "learning_rate": peak_learning_rate(settings, student),
+            "extra_parameters": sum(p.numel() for p in method.parameters()),
         },
         images={
             "root": pictures.root,
@@ -177,7 +197,9 @@ def _finish(state: State, parts: Parts, settings, out, record, prepared, progres
         },
         metrics=metrics,
         history=state.history,
-        chain=[hop.to_json() for hop in heldout.chain(student_ND, mapped_ND, teacher_ND, parts.held_out.names)],
+        chain=[
+            hop.to_json() for hop in heldout.chain(student_ND, mapped_ND, teacher_ND, parts.held_out.names, bool(fit))
+        ],
         timings={
             "prepare_s": prepared,
             "train_s": state.seconds,
@@ -207,6 +229,31 @@ def _finish(state: State, parts: Parts, settings, out, record, prepared, progres
         metrics=metrics,
         seconds=prepared + state.seconds,
     )
+
+
+def _map_afterwards(student, parts: Parts, device, progress) -> tuple[Mapping | None, dict | None]:
+    """For a method that maps student to teacher, or nothing: a mapping in closed form, labelled so."""
+    progress.say("fitting a mapping from teacher to student (the method has none)")
+    embeddings = []
+    with torch.no_grad():
+        for pixels in parts.sample.pixels(student.spec.preprocessing):
+            images = normalise_on_device(pixels.to(device), student.spec.preprocessing)
+            embeddings.append(student(images).global_BD.float().cpu())
+    found = fit_afterwards(parts.sample.globals(), torch.cat(embeddings).numpy())
+    if found is None:
+        progress.say("no mapping: a linear map from the teacher explains nothing of the student on pictures kept aside")
+        return None, None
+    mapping, share = found
+    progress.say(f"mapping fitted afterwards: it explains {share:.2f} of the student's variance on pictures kept aside")
+    return mapping.to(device), {"explained": share, "pictures": len(parts.sample.pictures)}
+
+
+def _keep_head(student, method: Objective, settings) -> None:
+    """The classifier goes with the student when asked for: its own, or the one that a method brings."""
+    if not settings.keep_head:
+        student.set_head(None)
+    elif method.head() is not None:
+        student.set_head(method.head())
 
 
 def _settings(images, out, resume, given) -> tuple[Settings, str]:
@@ -251,6 +298,7 @@ def _settings(images, out, resume, given) -> tuple[Settings, str]:
 def _absolute(name, value):
     """Paths are recorded whole: a run may be resumed from another folder."""
     is_path = name in ("store", "teacher_weights", "student_weights") or (name == "teacher" and value.endswith(".onnx"))
+    is_path = is_path or (name == "labels" and value not in (None, FOLDERS))
     return os.path.abspath(os.fspath(value)) if is_path and value is not None else value
 
 

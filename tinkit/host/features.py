@@ -21,6 +21,15 @@ class Features:
     logits_BC: torch.Tensor | None = None
     taps: dict[str, torch.Tensor] = field(default_factory=dict)
 
+    def to(self, target) -> "Features":
+        """All tensors on a device, or in a dtype."""
+
+        def move(tensor):
+            return None if tensor is None else tensor.to(target)
+
+        taps = {name: tap.to(target) for name, tap in self.taps.items()}
+        return Features(self.global_BD.to(target), move(self.local_BLD), self.grid, move(self.logits_BC), taps)
+
 
 def backbone_features(backbone, images_BCHW) -> Features:
     """`Features` of a timm backbone; raises TinkitError for an output that is neither a map nor tokens."""

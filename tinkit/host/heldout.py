@@ -40,30 +40,45 @@ def embed(student, held_out: HeldOut, device) -> np.ndarray:
 
 
 @torch.no_grad()
-def map_all(method, held_out: HeldOut, device) -> np.ndarray:
-    """The mapped teacher's embeddings (N, D) float32."""
-    parts = [method.map_teacher(Features(held_out.teacher.global_BD[part].to(device))) for part in held_out.batches()]
+def map_all(mapping, held_out: HeldOut, device) -> np.ndarray | None:
+    """The mapped teacher's embeddings (N, D) float32; None without a mapping."""
+    if mapping is None:
+        return None
+    parts = [mapping(Features(held_out.teacher.global_BD[part].to(device))) for part in held_out.batches()]
     return torch.cat(parts).float().cpu().numpy()
 
 
 def metrics(student_ND, mapped_ND, teacher_ND) -> dict[str, float]:
-    """The monitor's numbers.
+    """The monitor's numbers; those against the mapped teacher only where there is a mapping.
 
     cosine_*: of student to mapped teacher, per picture; cosine_difference: mean |difference of pairwise cosines| of
     student and teacher as it is; cosine_difference_mapped: the same against the mapped teacher (centred, when the mapping
     centres); neighbour_overlap: share of the nearest `neighbours` in common with the teacher (10, fewer in
     a small set; chance is neighbours / (N - 1)).
     """
-    cosine = cosine_per_picture(student_ND, mapped_ND)
+    found = {}
+    if mapped_ND is not None:
+        cosine = cosine_per_picture(student_ND, mapped_ND)
+        found = {
+            "cosine_mean": float(cosine.mean()),
+            "cosine_p1": float(np.percentile(cosine, 1)),
+            "cosine_min": float(cosine.min()),
+            "cosine_difference_mapped": cosine_difference(student_ND, mapped_ND),
+        }
     return {
-        "cosine_mean": float(cosine.mean()),
-        "cosine_p1": float(np.percentile(cosine, 1)),
-        "cosine_min": float(cosine.min()),
+        **found,
         "cosine_difference": cosine_difference(student_ND, teacher_ND),
-        "cosine_difference_mapped": cosine_difference(student_ND, mapped_ND),
         "neighbour_overlap": neighbour_overlap(student_ND, teacher_ND, neighbours(len(teacher_ND))),
         "neighbours": neighbours(len(teacher_ND)),
     }
+
+
+def in_words(found) -> str:
+    """One line of the monitor."""
+    words = f"angles off by {found['cosine_difference']:.3f}  neighbours {found['neighbour_overlap']:.2f}"
+    if "cosine_mean" not in found:
+        return "no mapping yet  " + words
+    return f"held-out cosine {found['cosine_mean']:.3f} (p1 {found['cosine_p1']:.3f})  " + words
 
 
 def neighbours(pictures: int) -> int:
@@ -71,27 +86,19 @@ def neighbours(pictures: int) -> int:
     return max(1, min(10, (pictures - 1) // 4))
 
 
-def chain(student_ND, mapped_ND, teacher_ND, names) -> list[Fidelity]:
-    """The first two hops of the fidelity chain, as evidence (no gate).
+def chain(student_ND, mapped_ND, teacher_ND, names, fitted=False) -> list[Fidelity]:
+    """The first two hops of the fidelity chain, as evidence (no gate); one hop where there is no mapping.
 
     teacher -> mapped teacher live in spaces of different width, so each picture is described by its cosines to the other
     held-out pictures, and the two descriptions are correlated. mapped teacher -> student is the plain cosine.
     """
-    first = compare_answers(
-        "teacher -> mapped teacher",
-        "embedding",
-        _profiles(mapped_ND),
-        _profiles(teacher_ND),
-        names,
-        conditions={
-            "measure": "correlation of each picture's cosines to the other held-out pictures",
-            "cosine_difference": cosine_difference(mapped_ND, teacher_ND),
-            "neighbour_overlap": neighbour_overlap(mapped_ND, teacher_ND, neighbours(len(names))),
-            "neighbours": neighbours(len(names)),
-        },
-    )
+    if mapped_ND is None:
+        hop = _by_profiles("teacher -> student", student_ND, teacher_ND, names)
+        return [replace(hop, reason="evidence, no gate; no mapping")]
+    mapped = "teacher fitted afterwards" if fitted else "mapped teacher"
+    first = _by_profiles(f"teacher -> {mapped}", mapped_ND, teacher_ND, names)
     second = compare_answers(
-        "mapped teacher -> student",
+        f"{mapped} -> student",
         "embedding",
         student_ND,
         mapped_ND,
@@ -104,6 +111,22 @@ def chain(student_ND, mapped_ND, teacher_ND, names) -> list[Fidelity]:
         },
     )
     return [replace(hop, reason="evidence, no gate") for hop in (first, second)]
+
+
+def _by_profiles(name, rows_ND, reference_ND, names) -> Fidelity:
+    return compare_answers(
+        name,
+        "embedding",
+        _profiles(rows_ND),
+        _profiles(reference_ND),
+        names,
+        conditions={
+            "measure": "correlation of each picture's cosines to the other held-out pictures",
+            "cosine_difference": cosine_difference(rows_ND, reference_ND),
+            "neighbour_overlap": neighbour_overlap(rows_ND, reference_ND, neighbours(len(names))),
+            "neighbours": neighbours(len(names)),
+        },
+    )
 
 
 def _profiles(rows_ND):

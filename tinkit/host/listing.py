@@ -20,13 +20,19 @@ def rows(what):
 
 
 def _methods():
-    from tinkit.host.methods import METHODS
+    from tinkit.host.methods import ALIASES, EXTRA_COST, METHODS, method_class
 
-    names: dict[type, list[str]] = {}
-    for name, method in METHODS.items():
-        names.setdefault(method, []).append(name)
-    table = [(own[0], ", ".join(own[1:]), getattr(m, "paper", ""), _first_line(m)) for m, own in names.items()]
-    return ("method", "also called", "paper", "what it does"), table
+    table = []
+    for name in METHODS:
+        method = method_class(name)
+        also = "".join(f" ({alias})" for alias, own in ALIASES.items() if own == name)
+        uses = [f"({word})" for word in method.uses]
+        needs = ", ".join(word.replace("_", " ") for word in (*method.needs, *uses)) or "features"
+        kind = "reconstruction" if method.reconstruction else ""
+        table.append(
+            (name + also, method.paper, needs, EXTRA_COST.get(name, "not measured"), kind, _first_line(method))
+        )
+    return ("method", "paper", "needs (can use)", "extra a step", "", "what it does"), table
 
 
 def _targets():

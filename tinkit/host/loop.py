@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from tinkit.errors import TinkitError
 from tinkit.host.features import Features
-from tinkit.host.methods import Batch
+from tinkit.host.pair import Batch
 from tinkit.host.settings import Settings
 from tinkit.host.store import FeatureStore, ignore_interrupt
 from tinkit.host.student import Student
@@ -45,26 +45,38 @@ class Cached:
 
 @dataclass
 class Live:
-    """The second size of each view is the teacher's. `local` as in the store: without it local features are dropped."""
+    """The second size of each view is the teacher's; `parts` as in the store."""
 
     teacher: Any
-    local: bool = True
+    parts: tuple[str, ...]
 
     def lookup(self, pixels, index_B, number_B) -> Features:
-        features = self.teacher.features(pixels[1])
-        return features if self.local else replace(features, local_BLD=None)
+        return self.teacher.features(pixels[1], self.parts)
+
+
+@dataclass
+class WithHead:
+    """Logits by a linear head on the teacher's global features, fitted on labelled pictures."""
+
+    source: FeatureSource
+    head: nn.Linear
+
+    def lookup(self, pixels, index_B, number_B) -> Features:
+        features = self.source.lookup(pixels, index_B, number_B)
+        with torch.no_grad():
+            features.logits_BC = self.head(features.global_BD.to(self.head.weight.device))
+        return features
 
 
 class Distiller(nn.Module):
     """Student and method as one module, so that any wrapper (mixed precision, DDP) sees one forward."""
 
-    def __init__(self, student, method):
+    def __init__(self, student, method, seed=0):
         super().__init__()
-        self.student, self.method = student, method
+        self.student, self.method, self.seed = student, method, seed
 
-    def forward(self, images_BCHW, teacher_global, teacher_local, grid, index_B, step, epoch):
-        student = self.student(images_BCHW)
-        return self.method(Batch(student, Features(teacher_global, teacher_local, grid), index_B, step, epoch))
+    def forward(self, images_BCHW, teacher: Features, index_B, step, epoch, labels_B=None):
+        return self.method(Batch(self.student(images_BCHW), teacher, index_B, step, epoch, labels_B, self.seed))
 
 
 class Plan:
@@ -163,6 +175,7 @@ def train(
     after_step: Callable[[dict], None],
     after_epoch: Callable[[], None],
     stop: Callable[[], bool],
+    labels_N: torch.Tensor | None = None,
 ) -> bool:
     """Train to the last epoch. Returns False when `stop()` ended it early (state is consistent either way).
 
@@ -197,12 +210,11 @@ def train(
             to = fabric.device
             parts = model(
                 normalise_on_device(pixels[0].to(to, non_blocking=True), images),
-                teacher.global_BD.to(to),
-                None if teacher.local_BLD is None else teacher.local_BLD.to(to),
-                teacher.grid,
+                teacher.to(to),
                 index_B.to(to),
                 state.step,
                 state.epoch,
+                None if labels_N is None else labels_N[index_B].to(to),
             )
             values = {name: float(value.detach()) for name, value in parts.items()}
             refuse_not_finite(values, state, views, index_B)

@@ -3,6 +3,7 @@
     learned      LayerNorm + Linear, trained by TinTeM's similarity terms (the released form of arXiv 2411.15239)
     learned-pca  the same, started from the PCA basis
     pca          the PCA basis of the centred teacher features, in closed form: fitted once, frozen, nothing to train
+    fitted       a ridge regression from teacher to student after training, for methods that have no mapping of their own
 
 `center` subtracts the mean of the mapped teacher from the target: the similarity terms do not see a constant, so without
 it a small student spends itself on one large common direction. For `pca` that is the mean of the fit, for the learned
@@ -14,6 +15,7 @@ are tinkit's own, not the paper's.
 from dataclasses import asdict, dataclass
 from typing import cast
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -21,6 +23,8 @@ from tinkit.errors import TinkitError
 from tinkit.host.features import Features
 
 KINDS = ("pca", "learned", "learned-pca")
+FITTED = "fitted"  # not a choice: what a method without a mapping gets after training
+HEADS = ("ln_linear", "linear")
 GLOBAL, LOCAL = 0, 1  # rows of the means
 
 
@@ -34,6 +38,7 @@ class MappingSpec:
     dim: int
     heads: int = 1
     local_dim: int | None = None
+    head: str = "ln_linear"  # of a learned mapping
 
     def to_json(self):
         return asdict(self)
@@ -47,26 +52,27 @@ class Mapping(nn.Module):
 
     def __init__(self, spec: MappingSpec):
         super().__init__()
-        if spec.kind not in KINDS:
+        if spec.kind not in (*KINDS, FITTED):
             raise TinkitError("There is no such mapping.", seen=spec.kind, next_step="one of " + ", ".join(KINDS))
+        if spec.head not in HEADS:
+            raise ValueError(f"head {spec.head!r}, one of {', '.join(HEADS)}")
         self.spec = spec
         widths = [spec.teacher_dim, spec.local_dim or spec.teacher_dim][: spec.heads]
-        make = _FrozenBasis if spec.kind == "pca" else _LearnedHead
-        self.head = nn.ModuleList([make(width, spec.dim) for width in widths])
+        self.head = nn.ModuleList([_make_head(spec, width) for width in widths])
         self.register_buffer("mean", torch.zeros(2, spec.dim))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     @property
     def learned(self) -> bool:
-        return self.spec.kind != "pca"
+        return self.spec.kind not in ("pca", FITTED)
 
     def raw(self, features_D: torch.Tensor, which: int) -> torch.Tensor:
         """The mapped teacher before centring; carries gradient to a learned head."""
         return self.head[min(which, len(self.head) - 1)](features_D)
 
-    def target(self, mapped_D: torch.Tensor, which: int) -> torch.Tensor:
+    def target(self, mapped_D: torch.Tensor, which: int, stop_gradient=True) -> torch.Tensor:
         """What the student is trained on: detached, and centred when asked for."""
-        mapped_D = mapped_D.detach()
+        mapped_D = mapped_D.detach() if stop_gradient else mapped_D
         return mapped_D - self.mean[which] if self.spec.center else mapped_D
 
     @torch.no_grad()
@@ -90,6 +96,12 @@ class Mapping(nn.Module):
             self.mean[which] = self.raw(features.mean(which)[None].float(), which)[0]
         if self.learned:
             self.mean.zero_()
+
+
+def _make_head(spec: MappingSpec, width):
+    if spec.kind in ("pca", FITTED):
+        return _FrozenBasis(width, spec.dim)
+    return _LearnedHead(width, spec.dim) if spec.head == "ln_linear" else _LinearHead(width, spec.dim)
 
 
 class _FrozenBasis(nn.Module):
@@ -117,6 +129,45 @@ class _LearnedHead(nn.Sequential):
         linear = self[1]
         linear.weight.copy_(basis_Dd.T)
         linear.bias.copy_(-(self[0](mean_D[None].float()) @ linear.weight.T)[0])
+
+
+class _LinearHead(nn.Linear):
+    """A plain matrix: orthogonality can be read off it."""
+
+    def __init__(self, width, dim):
+        super().__init__(width, dim, bias=False)
+
+    def start_from(self, basis_Dd, mean_D):
+        self.weight.copy_(basis_Dd.T)
+
+
+def fit_afterwards(teacher_ND, student_ND) -> tuple[Mapping, float] | None:
+    """A ridge regression from teacher features to the student's embeddings, and its share of explained variance.
+
+    The penalty is chosen on every tenth row, which the fit does not see, and the share is theirs. None when not even the
+    best explains anything there: then there is no mapping to speak of.
+    """
+    teacher_ND, student_ND = np.asarray(teacher_ND, np.float64), np.asarray(student_ND, np.float64)
+    kept = np.arange(len(teacher_ND)) % 10 == 9
+    if not kept.any():
+        return None
+    mean_D, mean_d = teacher_ND[~kept].mean(0), student_ND[~kept].mean(0)
+    inputs, answers = teacher_ND - mean_D, student_ND - mean_d
+    values, vectors_DD = np.linalg.eigh(inputs[~kept].T @ inputs[~kept])
+    across_Dd = vectors_DD.T @ (inputs[~kept].T @ answers[~kept])
+    best_share, best_Dd = 0.0, None
+    for penalty in (1e-4, 1e-3, 1e-2, 1e-1, 1.0):
+        weight_Dd = vectors_DD @ (across_Dd / (values + penalty * max(values.mean(), 1e-12))[:, None])
+        wrong = ((inputs[kept] @ weight_Dd - answers[kept]) ** 2).sum()
+        share = 1 - wrong / max((answers[kept] ** 2).sum(), 1e-12)
+        if share > best_share:
+            best_share, best_Dd = float(share), weight_Dd
+    if best_Dd is None:
+        return None
+    mapping = Mapping(MappingSpec(FITTED, True, teacher_ND.shape[1], student_ND.shape[1]))
+    mapping.head[0].start_from(torch.from_numpy(best_Dd).float(), None)
+    mapping.mean[:] = torch.from_numpy(mean_D @ best_Dd - mean_d).float()
+    return mapping, best_share
 
 
 class Moments:

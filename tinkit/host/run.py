@@ -1,6 +1,6 @@
 """A finished run as a folder: what `tinkit distill` leaves behind and every later command reads.
 
-student.safetensors   backbone.* and neck.*        mapping.safetensors   the way from teacher to student space
+student.safetensors   backbone.*, neck.* (head.*)   mapping.safetensors   the way from teacher to student space
 run.json              settings, versions, seeds, hashes, timings, machine, skipped files, history of the metrics
 exam.npz              the pictures of the exam (see tinkit.bundle), without answers yet
 log.jsonl             one line a step
@@ -35,7 +35,7 @@ class Run:
     def student(self) -> Student:
         """The trained student on the CPU, in eval mode. The file's hash is checked."""
         spec = self.record["student"]
-        student = build_student(spec["architecture"], spec["size"], spec["dim"])
+        student = build_student(spec["architecture"], spec["size"], spec["dim"], classes=spec.get("classes"))
         load_into(student, read_weights(self._checked(STUDENT)), STUDENT)
         return student.eval()
 

@@ -8,9 +8,8 @@ from typing import get_args, get_origin
 
 from tinkit.errors import TinkitError
 from tinkit.host.mapping import KINDS
-from tinkit.host.methods import METHODS
+from tinkit.host.objective import Term, parse_terms, wanted
 from tinkit.host.teacher import DEFAULT_TEACHER
-from tinkit.recipes import nearest
 
 DEFAULT_STUDENT = "mobilenetv4_conv_small"
 
@@ -30,7 +29,12 @@ class Settings:
     student_size: int | None = None
     student_weights: str | None = None
     dim: int | None = None
-    method: str = "tintem"
+    method: str = "tintem"  # or several with weights: tintem+dist:0.5
+    options: tuple[str, ...] = ()  # of methods: name=value, METHOD.name=value
+    labels: str | None = None  # "folders", or a CSV of path,label
+    label_weight: float | None = None  # of cross-entropy; None: as in the method's paper
+    logits: bool = False  # the terms over logits of methods that can do without
+    keep_head: bool = False  # ship the classifier with the student
     mapping: str = "pca"
     center: bool = True
     cosines_weight: float = 0.0
@@ -56,12 +60,11 @@ class Settings:
     def __post_init__(self):
         for field in fields(self):
             _check_type(field.name, field.type, getattr(self, field.name))
-        for name in ("seed", "workers", "views", "clip", "weight_decay", "cosines_weight"):
+        for name in ("seed", "workers", "views", "clip", "weight_decay", "cosines_weight", "label_weight"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise TinkitError(f"{name} must be 0 or more.", seen=str(value))
-        if self.method not in METHODS:
-            raise TinkitError("There is no such method.", seen=self.method, next_step=nearest(self.method, METHODS))
+        wanted(self.terms(), self.local, self.logits, self.labels is not None)
         _one_of("mapping", self.mapping, KINDS)
         _one_of("teacher_global", self.teacher_global, ("own", "pooled"))
         _one_of("store_dtype", self.store_dtype, ("float16", "float32"))
@@ -87,6 +90,11 @@ class Settings:
             if value is not None and not low < value < high:
                 raise TinkitError(f"{name} is out of range.", seen=str(getattr(self, name)))
 
+    def terms(self) -> list[Term]:
+        """The methods with their weights and options."""
+        shared = {"mapping": self.mapping, "center": self.center, "cosines_weight": self.cosines_weight}
+        return parse_terms(self.method, self.options, shared)
+
     def to_json(self):
         return asdict(self)
 
@@ -99,7 +107,7 @@ class Settings:
 
 def _check_type(name, wanted, value):
     """TinkitError unless the value is of the annotated type; a whole number will do for a float."""
-    kinds = get_args(wanted) or (wanted,)
+    kinds = (wanted,) if get_origin(wanted) is tuple else get_args(wanted) or (wanted,)
     plain = tuple(get_origin(kind) or kind for kind in kinds)
     accepted = (*plain, int) if float in plain else plain
     if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in plain):
@@ -107,7 +115,7 @@ def _check_type(name, wanted, value):
 
 
 def _words(kinds):
-    names = {str: "text", bool: "true or false", int: "a whole number", float: "a number", tuple: "a list of numbers"}
+    names = {str: "text", bool: "true or false", int: "a whole number", float: "a number", tuple: "a list"}
     return " or ".join(names[kind] for kind in kinds if kind in names)
 
 

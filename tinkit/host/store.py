@@ -19,12 +19,13 @@ from torch.utils.data import DataLoader
 from tinkit import files
 from tinkit.errors import TinkitError, from_os_error
 from tinkit.host.features import Features
-from tinkit.host.teacher import Teacher
+from tinkit.host.teacher import LOCAL_ONLY, Teacher
 from tinkit.host.views import AllViews, collate, refuse_broken
 
 SCHEMA = "tinkit-store-1"
 IDENTITY, CHUNKS = "identity.json", "chunks.jsonl"
 CHUNK_ROWS = 512
+TAP = "tap."  # in front of a tap's name in the name of its array
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,15 @@ class FeatureStore:
         """float32 `Features` of the given picture indices and view numbers."""
         rows = np.asarray(pictures_B) * self.views + np.asarray(views_B)
         taken = {name: torch.from_numpy(array[rows].astype(np.float32)) for name, array in self.arrays.items()}
-        return Features(taken["global"], taken.get("local"), self.grid)
+        taps = {name[len(TAP) :]: rows for name, rows in taken.items() if name.startswith(TAP)}
+        return Features(taken["global"], taken.get("local"), self.grid, taken.get("logits"), taps)
 
     def global_rows(self, view=0) -> np.ndarray:
         """The global features of one view of all pictures, (N, D) in the stored dtype."""
         return self.arrays["global"][view :: self.views]
 
 
-def identity_of(teacher: Teacher, views: AllViews, local: bool, dtype: str) -> dict:
+def identity_of(teacher: Teacher, views: AllViews, parts, dtype: str) -> dict:
     """Everything that shapes the stored numbers. Another identity is another store."""
     import PIL
     import torchvision
@@ -60,8 +62,10 @@ def identity_of(teacher: Teacher, views: AllViews, local: bool, dtype: str) -> d
         "pictures": {"count": len(views.pictures), "sha256": listing},
         "decoder": f"Pillow {PIL.__version__}",
         "colour": f"torchvision {torchvision.__version__.split('+')[0]}",
-        "local": local,
+        "local": "local" in parts,
         "dtype": dtype,
+        **({"classifier": teacher.classifier} if "logits" in parts else {}),
+        **({"taps": True} if "taps" in parts else {}),
     }
 
 
@@ -71,7 +75,7 @@ class Job:
 
     teacher: Teacher
     views: AllViews
-    local: bool = True
+    parts: tuple[str, ...] = LOCAL_ONLY  # what is stored besides the global feature: local, logits, taps
     dtype: str = "float16"
     workers: int = 0
     batch: int = 64
@@ -103,7 +107,7 @@ def open_or_build(
     not fit the dtype, or a picture gone meanwhile.
     """
     job = Job(teacher, views, **options)
-    identity = identity_of(teacher, views, job.local, job.dtype)
+    identity = identity_of(teacher, views, job.parts, job.dtype)
     path = os.path.join(root, files.sha256_of_json(identity)[:16])
     with files.folder_lock(path, "the feature store", wait=True):
         record = os.path.join(path, IDENTITY)
@@ -146,7 +150,7 @@ def _compute(job: Job, first: int, tick, stop) -> Iterator[tuple[int, dict]]:
     )
     parts: list[dict[str, np.ndarray]] = []
     for (chunk, pictures), batch in zip(batches, loader):
-        features = job.teacher.features(refuse_broken(batch).flatten(0, 1))
+        features = job.teacher.features(refuse_broken(batch).flatten(0, 1), job.parts)
         parts.append(_arrays(features, job))
         if pictures[-1] == chunks[chunk][-1]:
             joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -159,7 +163,8 @@ def _compute(job: Job, first: int, tick, stop) -> Iterator[tuple[int, dict]]:
 
 def _arrays(features: Features, job: Job) -> dict[str, np.ndarray]:
     """The features as arrays of the store's dtype; TinkitError when they do not fit it."""
-    wanted = {"global": features.global_BD, "local": features.local_BLD if job.local else None}
+    wanted = {"global": features.global_BD, "local": features.local_BLD, "logits": features.logits_BC}
+    wanted.update({TAP + name: tap for name, tap in features.taps.items()})
     with np.errstate(over="ignore"):  # judged below
         found = {name: t.cpu().numpy().astype(job.dtype) for name, t in wanted.items() if t is not None}
     for name, array in found.items():

@@ -1,13 +1,15 @@
 """The student: a timm backbone, and for a CNN a linear neck, because a one-sided activation cannot reach signed targets.
 
 `Student` is what is trained; `deploy()` gives what ships: re-parameterised where timm can (FastViT, RepViT, MobileOne),
-in eval mode, with named outputs. Parts that timm runs only after the pooling (mobilenetv4's 960 -> 1280 convolution,
-classifier norms) take no part in the features; they are removed and not counted.
+in eval mode, with named outputs. A linear head on the embedding gives logits to the methods that need them, and ships
+only when asked for; taps inside the backbone are read while training, and never after. Parts that timm runs only after
+the pooling (mobilenetv4's 960 -> 1280 convolution, classifier norms) take no part in the features; they are removed and
+not counted.
 """
 
 import copy
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import timm
 import torch
@@ -17,6 +19,7 @@ from torch import nn
 
 from tinkit.errors import TinkitError
 from tinkit.host.features import Features, backbone_features
+from tinkit.host.taps import tapped_features
 from tinkit.host.weights import load_into, read_weights
 from tinkit.pixels import Preprocessing
 from tinkit.recipes import nearest
@@ -36,20 +39,25 @@ KNOWN_FAILURES = {
 
 @dataclass(frozen=True)
 class StudentSpec:
-    """All that is needed to build the student again. dim is None for a backbone without a neck."""
+    """All that is needed to build the student again. dim: None for a backbone without a neck; classes: without a head."""
 
     architecture: str
     size: int
     dim: int | None
     preprocessing: Preprocessing
+    classes: int | None = None
 
 
 class Student(nn.Module):
-    """images (B,3,size,size), normalised -> `Features` with global_BD and local_BLD of width `dim`."""
+    """images (B,3,size,size), normalised -> `Features` with global_BD and local_BLD of width `dim`.
 
-    def __init__(self, backbone, neck, spec: StudentSpec):
+    logits_BC with a head; taps when `tapped` names entries of timm's feature information (tinkit.host.taps).
+    """
+
+    def __init__(self, backbone, neck, spec: StudentSpec, head=None):
         super().__init__()
-        self.backbone, self.neck, self.spec = backbone, neck, spec
+        self.backbone, self.neck, self.head, self.spec = backbone, neck, head, spec
+        self.tapped: tuple[int, ...] = ()
 
     @property
     def dim(self):
@@ -60,20 +68,31 @@ class Student(nn.Module):
         return getattr(self.backbone, "num_prefix_tokens", 0) > 0
 
     def forward(self, images_BCHW) -> Features:
-        features = backbone_features(self.backbone, images_BCHW)
-        if self.neck is None:
-            return features
-        return Features(self.neck(features.global_BD), self.neck(features.local_BLD), features.grid)
+        if self.tapped:
+            features = tapped_features(self.backbone, images_BCHW, self.tapped)
+        else:
+            features = backbone_features(self.backbone, images_BCHW)
+        if self.neck is not None:
+            features.global_BD, features.local_BLD = self.neck(features.global_BD), self.neck(features.local_BLD)
+        if self.head is not None:
+            features.logits_BC = self.head(features.global_BD)
+        return features
+
+    def set_head(self, head: nn.Linear | None) -> None:
+        """Put a linear head on the embedding, or take it off."""
+        self.head = head
+        self.spec = replace(self.spec, classes=None if head is None else head.out_features)
 
     def deploy(self, local=False) -> "Deployed":
         """A copy for export on the CPU: eval mode, branches folded, train-only parts gone. Outputs as a tuple."""
         student = copy.deepcopy(self).cpu().eval()
+        student.tapped = ()
         student.backbone = reparameterize_model(student.backbone, inplace=True)
         return Deployed(student, local).eval()
 
 
 class Deployed(nn.Module):
-    """What ships: images -> (embedding_BD,) or (embedding_BD, local_BLD). `output_names` tells which."""
+    """What ships: images -> (embedding_BD, and with them logits_BC, local_BLD). `output_names` tells which."""
 
     def __init__(self, student: Student, local: bool):
         super().__init__()
@@ -81,15 +100,17 @@ class Deployed(nn.Module):
 
     @property
     def output_names(self):
-        return ["embedding", "local"] if self.local else ["embedding"]
+        return ["embedding"] + ["logits"] * (self.student.head is not None) + ["local"] * self.local
 
     def forward(self, images):
         features = self.student(images)
-        return (features.global_BD, features.local_BLD) if self.local else (features.global_BD,)
+        by_name = {"embedding": features.global_BD, "logits": features.logits_BC, "local": features.local_BLD}
+        return tuple(by_name[name] for name in self.output_names)
 
 
-def build_student(architecture, size=None, dim=None, weights=None) -> Student:
-    """A student by timm name. `size` in pixels (default: the architecture's own); `weights` a file to start from."""
+def build_student(architecture, size=None, dim=None, weights=None, classes=None) -> Student:
+    """A student by timm name. `size` in pixels (default: the architecture's own); `weights` a file to start from;
+    `classes` for a linear head on the embedding."""
     if not timm.is_model(architecture):
         raise TinkitError(
             "timm has no model of this name.", seen=architecture, next_step=nearest(architecture, timm.list_models())
@@ -109,11 +130,14 @@ def build_student(architecture, size=None, dim=None, weights=None) -> Student:
     is_vit = getattr(backbone, "num_prefix_tokens", 0) > 0
     wanted = dim if dim is not None else (None if is_vit else DEFAULT_DIM)
     neck = None if wanted is None else nn.Linear(width, wanted)
-    return Student(backbone, neck, StudentSpec(architecture, preprocessing.size, wanted, preprocessing))
+    student = Student(backbone, neck, StudentSpec(architecture, preprocessing.size, wanted, preprocessing))
+    if classes is not None:
+        student.set_head(nn.Linear(student.dim, classes))
+    return student
 
 
-def create_backbone(architecture, size=None):
-    """A timm network without classifier and without weights; a ViT is built for `size`."""
+def create_backbone(architecture, size=None, classes=0):
+    """A timm network without weights, and without classifier unless `classes` says how wide; a ViT is built for `size`."""
     options = {}
     config = timm.get_pretrained_cfg(architecture)
     if size is not None and config is not None and config.fixed_input_size and size != config.input_size[-1]:
@@ -121,7 +145,7 @@ def create_backbone(architecture, size=None):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return timm.create_model(architecture, pretrained=False, num_classes=0, **options)
+            return timm.create_model(architecture, pretrained=False, num_classes=classes, **options)
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
         raise TinkitError(
             f"timm cannot build {architecture}" + (f" for {size} pixels." if size else "."),

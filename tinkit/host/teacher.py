@@ -1,6 +1,7 @@
 """The teacher: a timm name, a timm name with local weights, a packaged network, or any ONNX file.
 
-It only computes: uint8 pixels in, `Features` out, no gradient. Its `identity` holds the hash of its weights and all that
+It only computes: uint8 pixels in, `Features` out, no gradient; besides the global feature only what is asked for
+("local", "logits" of its own classifier, "taps" at several depths). Its `identity` holds the hash of its weights and all that
 shapes its features, and names the store. Weights that are not here are never fetched silently: the error says what was
 looked for, where, and how to get it.
 """
@@ -9,6 +10,7 @@ import hashlib
 import importlib
 import os
 import socket
+from dataclasses import replace
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -18,8 +20,9 @@ import torch
 
 from tinkit import files
 from tinkit.errors import TinkitError
-from tinkit.host.features import Features, backbone_features, features_of
+from tinkit.host.features import Features, features_of
 from tinkit.host.student import create_backbone, head_names, preprocessing_of
+from tinkit.host.taps import tap_indices, tapped_forward
 from tinkit.host.views import normalise_on_device
 from tinkit.host.weights import load_into, read_weights
 from tinkit.pixels import Preprocessing
@@ -36,6 +39,8 @@ PACKAGED = {
     for n in (0, 1, 2)
 }
 DEFAULT_TEACHER = "efficientnet-lite2"
+LOCAL_ONLY = ("local",)
+LOGITS = "logits"  # the name of an ONNX teacher's classifier output
 
 
 class Teacher(Protocol):
@@ -43,10 +48,11 @@ class Teacher(Protocol):
 
     identity: dict
     preprocessing: Preprocessing
+    classifier: dict | None  # {"classes": C, "weights": hash} of its own classifier
 
     def to(self, device) -> "Teacher": ...
 
-    def features(self, pixels_BCHW: torch.Tensor) -> Features: ...
+    def features(self, pixels_BCHW: torch.Tensor, parts=LOCAL_ONLY) -> Features: ...
 
 
 def load_teacher(name, weights=None, size=None, pooled=False, mean=None, std=None) -> Teacher:
@@ -71,6 +77,9 @@ def load_teacher(name, weights=None, size=None, pooled=False, mean=None, std=Non
     if weights is not None and name in PACKAGED:
         raise TinkitError("A packaged teacher brings its own weights.", seen=f"--teacher-weights {weights}")
     backbone = create_backbone(architecture, size)
+    classes = _classes(state, head_names(backbone))
+    if classes:
+        backbone = create_backbone(architecture, size, classes)
     if isinstance(state, list):  # in order: names differ between the package and timm
         state = _match_in_order(backbone, state, source)
     load_into(backbone, state, source, optional=head_names(backbone))
@@ -84,10 +93,14 @@ class TimmTeacher:
         self.backbone = backbone.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.preprocessing, self.pooled = preprocessing, pooled
         self.device = torch.device("cpu")
+        heads = tuple(f"{name}." for name in head_names(backbone))
+        tensors = backbone.state_dict()
+        head = {name: tensor for name, tensor in tensors.items() if name.startswith(heads)} if heads else {}
+        self.classifier = {"classes": backbone.num_classes, "weights": hash_of_tensors(head)} if head else None
         self.identity = {
             "name": name,
             "architecture": architecture,
-            "weights": hash_of_tensors(backbone.state_dict()),
+            "weights": hash_of_tensors({name: tensors[name] for name in tensors if name not in head}),
             "preprocessing": preprocessing.to_json(),
             "global": "pooled" if pooled else "class token or mean",
             "arithmetic": "float32",
@@ -100,18 +113,24 @@ class TimmTeacher:
         return self
 
     @torch.no_grad()
-    def features(self, pixels_BCHW) -> Features:
-        """uint8 (B,3,S,S) -> float32 `Features`; bfloat16 inside on CUDA."""
+    def features(self, pixels_BCHW, parts=LOCAL_ONLY) -> Features:
+        """uint8 (B,3,S,S) -> float32 `Features` with the asked parts; bfloat16 inside on CUDA."""
         images = normalise_on_device(pixels_BCHW.to(self.device), self.preprocessing)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            if not self.pooled:
-                features = backbone_features(self.backbone, images)
+            maps = {}
+            if "taps" in parts:
+                out, maps = tapped_forward(self.backbone, images, tap_indices(self.backbone))
             else:
                 out = self.backbone.forward_features(images)
-                features = features_of(out, self.backbone, images.shape[-2:])
+            features = features_of(out, self.backbone, images.shape[-2:])
+            if self.pooled:
                 features.global_BD = self.backbone.forward_head(out, pre_logits=True)
-        local_BLD = None if features.local_BLD is None else features.local_BLD.float()
-        return Features(features.global_BD.float(), local_BLD, features.grid)
+            if "logits" in parts:
+                features.logits_BC = self.backbone.forward_head(out)
+        features.taps = maps
+        if "local" not in parts:
+            features.local_BLD = None
+        return features.to(torch.float32)
 
 
 class OnnxTeacher:
@@ -145,6 +164,8 @@ class OnnxTeacher:
         self.preprocessing = Preprocessing(
             size or native or 224, tuple(mean or (0.485, 0.456, 0.406)), tuple(std or (0.229, 0.224, 0.225))
         )
+        classes = {output.name: output.shape[-1] for output in self.session.get_outputs()}.get(LOGITS)
+        self.classifier = {"classes": classes, "weights": "in the file"} if isinstance(classes, int) else None
         self.identity = {
             "name": os.path.basename(path),
             "architecture": "onnx",
@@ -156,18 +177,21 @@ class OnnxTeacher:
     def to(self, device):
         return self
 
-    def features(self, pixels_BCHW) -> Features:
+    def features(self, pixels_BCHW, parts=LOCAL_ONLY) -> Features:
         images = normalise_on_device(pixels_BCHW.cpu(), self.preprocessing).contiguous().numpy()
         step = self.fixed_batch or len(images)
-        parts = [self._run(images[start : start + step], step) for start in range(0, len(images), step)]
-        arrays = [None if part[0] is None else np.concatenate(part) for part in zip(*parts)]
-        return _from_arrays(*(None if array is None else torch.from_numpy(array) for array in arrays))
+        wanted = (*self.outputs, LOGITS if "logits" in parts else None)
+        runs = [self._run(images[start : start + step], step, wanted) for start in range(0, len(images), step)]
+        arrays = [None if part[0] is None else torch.from_numpy(np.concatenate(part)) for part in zip(*runs)]
+        features = _from_arrays(*arrays[:2])
+        features.logits_BC = arrays[2]
+        return features if "local" in parts else replace(features, local_BLD=None)
 
-    def _run(self, images, step):
+    def _run(self, images, step, wanted):
         short = step - len(images)
         if short:
             images = np.concatenate([images, np.repeat(images[-1:], short, 0)])
-        names = [name for name in self.outputs if name is not None]
+        names = [name for name in wanted if name is not None]
         try:
             found = dict(zip(names, self.session.run(names, {self.input: images})))
         except Exception as error:  # noqa: BLE001 - onnxruntime's errors share no other base
@@ -177,7 +201,7 @@ class OnnxTeacher:
                 seen=f"input {images.shape}: {str(error).splitlines()[0][:200]}",
                 next_step="check --teacher-size",
             ) from None
-        return [None if name is None else found[name][: step - short] for name in self.outputs]
+        return [None if name is None else found[name][: step - short] for name in wanted]
 
 
 def _from_arrays(global_BD, local) -> Features:
@@ -192,6 +216,34 @@ def _from_arrays(global_BD, local) -> Features:
         extra = local.shape[1] - side_y * side_x  # class and register tokens in front of a square grid
         own_BD, local_BLD = local[:, 0] if extra else local.mean(1), local[:, extra:]
     return Features(own_BD if global_BD is None else global_BD, local_BLD, (side_y, side_x))
+
+
+def require_parts(teacher: Teacher, parts) -> None:
+    """TinkitError when the teacher cannot give what a method needs: logits, or taps."""
+    if "logits" in parts and teacher.classifier is None:
+        raise TinkitError(
+            "The method needs logits, and the teacher's weights bring no classifier.",
+            seen=teacher.identity["name"],
+            next_step="--labels folders or --labels FILE.csv: a linear head is then fitted on the teacher's features",
+        )
+    if "taps" in parts:
+        if not isinstance(teacher, TimmTeacher):
+            raise TinkitError(
+                "The method taps the teacher at several depths, and an ONNX file gives its outputs only.",
+                seen=teacher.identity["name"],
+                next_step="a timm teacher, or a method without taps (tinkit list methods)",
+            )
+        tap_indices(teacher.backbone)
+
+
+def class_names(teacher: Teacher) -> list[str] | None:
+    """ImageNet's where the teacher's own classifier has its 1000 classes, else None: weights do not carry names."""
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo()
+    if teacher.classifier is None or teacher.classifier["classes"] != info.num_classes():
+        return None
+    return [info.index_to_description(index) for index in range(info.num_classes())]
 
 
 def hash_of_tensors(tensors) -> str:
@@ -235,6 +287,8 @@ def external_data(path) -> list[str]:
 def _pick_outputs(session, path):
     outputs = {output.name: len(output.shape) for output in session.get_outputs()}
 
+    outputs.pop(LOGITS, None)
+
     def pick(names, ranks):
         named = [name for name in names if name in outputs]
         ranked = [name for name, rank in outputs.items() if rank in ranks]
@@ -266,6 +320,14 @@ def _packaged(name):
     return architecture, list(state.values()), path
 
 
+def _classes(state, heads) -> int:
+    """How many classes the weights' classifier has; 0 without one. In a list the classifier's bias is the last tensor."""
+    if isinstance(state, list):
+        return len(state[-1])
+    found = [state[f"{head}.weight"] for head in heads if f"{head}.weight" in state]
+    return len(found[0]) if found else 0
+
+
 def _match_in_order(backbone, tensors, where):
     own = backbone.state_dict()
     if len(tensors) < len(own) or any(a.shape != b.shape for a, b in zip(tensors, own.values())):
@@ -282,7 +344,7 @@ def _timm(name, weights):
     try:
         if not _hub_can_answer(name):
             raise OSError("no network, and nothing in the cache")
-        network = timm.create_model(name, pretrained=True, num_classes=0)
+        network = timm.create_model(name, pretrained=True)
     except Exception as error:  # noqa: BLE001 - the hub's own errors, urllib's, OSError
         source = (timm.get_pretrained_cfg(name) or object()).__dict__.get("hf_hub_id") or "its web address"
         raise TinkitError(

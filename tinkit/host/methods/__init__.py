@@ -1,27 +1,54 @@
 """Distillation methods, one module a paper. A literal dict is the registry.
 
-A method is an `nn.Module` with its own train-only parts. `forward(batch)` returns {"loss": ..., named parts};
-`map_teacher(features)` gives the teacher's global feature in the student's space, or None where there is no mapping.
+A method is an `nn.Module` with its own train-only parts, made for a `Pair` with keyword options. It says what it must have
+(`needs`) and what it takes when there (`uses`): "local", "logits", "labels", "student_taps", "teacher_taps"; the global
+features are always there. `forward(batch)` returns its parts and their weighted sum as "loss". Where it has them:
+`fit(teacher)` before training, `map_teacher(features)`, `head()` (a classifier that it brings), `mapping`.
 """
 
-from dataclasses import dataclass
+import importlib
+import inspect
 
-import torch
+from tinkit.errors import TinkitError
+from tinkit.recipes import nearest
 
-from tinkit.host.features import Features
-from tinkit.host.methods.tintem import TinTeM
+METHODS = {
+    "tintem": "TinTeM",
+    "vkd": "VkD",
+    "proteus": "Proteus",
+    "mse": "MSE",
+    "cosine": "Cosine",
+    "rkd": "RKD",
+    "pkt": "PKT",
+    "sp": "SP",
+    "crd": "CRD",
+    "fitnet": "FitNet",
+    "at": "AT",
+    "afd": "AFD",
+    "rtk": "RTK",
+    "simkd": "SimKD",
+    "diffkd": "DiffKD",
+    "kd": "KD",
+    "dkd": "DKD",
+    "dist": "DIST",
+    "cmkd": "CMKD",
+    "ofa": "OFA",
+    "tcs": "TCS",
+}
+# A step of benchmarks/method_cost.py against the same step with the cheapest loss there is.
+EXTRA_COST: dict[str, str] = {}
+ALIASES = {"cospress": "tintem"}
 
 
-@dataclass
-class Batch:
-    """One step's worth. index_B are picture numbers; the teacher's features are those of exactly these views."""
-
-    student: Features
-    teacher: Features
-    index_B: torch.Tensor
-    step: int
-    epoch: int
-    labels_B: torch.Tensor | None = None
+def method_class(name: str):
+    """The class of a method or alias; TinkitError with the nearest names for another word."""
+    name = ALIASES.get(name, name)
+    if name not in METHODS:
+        raise TinkitError("There is no such method.", seen=name, next_step=nearest(name, [*METHODS, *ALIASES]))
+    return getattr(importlib.import_module(f"tinkit.host.methods.{name}"), METHODS[name])
 
 
-METHODS = {"tintem": TinTeM, "cospress": TinTeM}
+def options_of(cls) -> dict[str, object]:
+    """name -> default of a method's options."""
+    parameters = inspect.signature(cls.__init__).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}

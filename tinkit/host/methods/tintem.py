@@ -6,6 +6,8 @@ the positions of each picture; both train the mapping alone), and the student is
 other. The released form is `mapping="learned", center=False`; what differs by default is told in `tinkit.host.mapping`.
 tinkit's own additions: the closed-form mapping, centring, and `cosines_weight`, a direct term on the batch's cosine
 matrices. The paper's student is a ViT; a CNN's mean and map stand for class token and patches here (a reading).
+Switches for ablations: temperatures, form, feature_cosine, the weights, head="linear" (no LayerNorm, no bias) and
+stop_gradient=False (the student pulls at the mapping too).
 Legend: B pictures, T = 1 + L tokens of a picture (the global one first), D width, n points.
 """
 
@@ -14,25 +16,44 @@ from torch import nn
 from torch.nn import functional as F
 
 from tinkit.host.features import Features, resample_grid
-from tinkit.host.mapping import GLOBAL, LOCAL, Mapping
+from tinkit.host.gather import gather
+from tinkit.host.mapping import GLOBAL, LOCAL, Mapping, MappingSpec, Moments
+from tinkit.host.pair import Batch, Pair
 
 TEMPERATURES = tuple(k / 100 for k in range(1, 11))
 SELF_MASK = 1e8  # finite: with infinity, 0 * (inf - inf) would be NaN
 
 
 class TinTeM(nn.Module):
-    """Loss on (student, teacher) features; owns the mapping.
+    """The teacher mapped into the student's space, angles kept; the student trained straight on it.
 
-    form: "full" (symmetric joint probabilities) or "half" (conditional); feature_cosine: "flat" (all T*D numbers of a
-    picture as one vector, as released) or "per_token".
+        loss = local + global + feature + token          (local and global only where the mapping learns)
+        local   = mean over pictures of sne(teacher's tokens, mapped tokens)       within each picture, n = T
+        global  = sne(teacher's globals, mapped globals)                           over the batch, n = B
+        feature = mean of 1 - cos(student's tokens, mapped tokens)                 all T*D numbers as one vector
+        token   = mean of 1 - cos(student's global, mapped global)
+
+    form: "full" (symmetric joint probabilities) or "half" (conditional); feature_cosine: "flat" (as released) or
+    "per_token"; mapping, center, head: see tinkit.host.mapping.
     """
 
     paper = "arXiv 2411.15239"
-    needs = "features"
+    needs = ()
+    uses = ("local",)
+    reconstruction = False
+    label_weight = 0.0
+    gathers = (
+        "the global term (and the cosines) over all processes, with gradient, as released; all else is per picture"
+    )
 
     def __init__(
         self,
-        mapping: Mapping,
+        pair: Pair,
+        *,
+        mapping="pca",
+        center=True,
+        head="ln_linear",
+        stop_gradient=True,
         temperatures=TEMPERATURES,
         form="full",
         feature_cosine="flat",
@@ -45,34 +66,44 @@ class TinTeM(nn.Module):
         super().__init__()
         if form not in ("full", "half") or feature_cosine not in ("flat", "per_token"):
             raise ValueError(f"form {form!r}, feature_cosine {feature_cosine!r}")
-        self.mapping, self.temperatures, self.form, self.feature_cosine = mapping, temperatures, form, feature_cosine
+        if not temperatures or min(temperatures) <= 0:
+            raise ValueError(f"temperatures {temperatures}")
+        self.mapping = Mapping(mapping_spec(pair, mapping, center, head))
+        self.seed, self.stop_gradient = pair.seed, stop_gradient
+        self.temperatures, self.form, self.feature_cosine = temperatures, form, feature_cosine
         self.weights = {
-            "local": local_weight if mapping.learned else 0.0,
-            "global": global_weight if mapping.learned else 0.0,
+            "local": local_weight if self.mapping.learned else 0.0,
+            "global": global_weight if self.mapping.learned else 0.0,
             "feature": feature_weight,
             "token": token_weight,
             "cosines": cosines_weight,
         }
 
-    def forward(self, batch) -> dict[str, torch.Tensor]:
+    def fit(self, teacher) -> None:
+        """The closed form: PCA basis and means from the teacher's moments."""
+        if self.mapping.spec.kind != "learned":
+            moments = Moments(local=self.mapping.spec.heads == 2)
+            for features in teacher():
+                moments.add(features)
+            self.mapping.fit(moments, self.seed)
+
+    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         """{"loss", and each part with a weight}: scalars. The parts are before weighting."""
-        student, teacher = batch.student, batch.teacher
-        with torch.autocast(student.global_BD.device.type, enabled=False):
-            parts = self._parts(student, teacher)
+        parts = self._parts(batch.student, batch.teacher)
         parts["loss"] = sum(self.weights[name] * part for name, part in parts.items())
         return parts
 
     def _parts(self, student: Features, teacher: Features):
-        mapped_BD = self.mapping.raw(teacher.global_BD.float(), GLOBAL)
-        token_BD = student.global_BD.float()
+        mapped_BD = self.mapping.raw(teacher.global_BD, GLOBAL)
+        token_BD = student.global_BD
         if self.training:
             self.mapping.observe(mapped_BD, GLOBAL)
-        target_BD = self.mapping.target(mapped_BD, GLOBAL)
+        target_BD = self.mapping.target(mapped_BD, GLOBAL, self.stop_gradient)
         parts = {"token": (1 - F.cosine_similarity(token_BD, target_BD, dim=1)).mean()}
         if self.weights["global"]:
-            parts["global"] = sne(teacher.global_BD.float(), mapped_BD, self.temperatures, self.form)
+            parts["global"] = sne(gather(teacher.global_BD), gather(mapped_BD), self.temperatures, self.form)
         if self.weights["cosines"]:
-            parts["cosines"] = cosine_matrix_error(token_BD, target_BD)
+            parts["cosines"] = cosine_matrix_error(gather(token_BD), gather(target_BD))
         if teacher.local_BLD is not None and (self.weights["local"] or self.weights["feature"]):
             parts.update(self._local_parts(student, teacher, token_BD, mapped_BD, target_BD))
         if self.training:
@@ -82,20 +113,20 @@ class TinTeM(nn.Module):
     def _local_parts(self, student, teacher, token_BD, mapped_BD, target_BD):
         """Terms over all T tokens of a picture; a student's grid of another size is resampled to the teacher's."""
         parts = {}
-        mapped_BLD = self.mapping.raw(teacher.local_BLD.float(), LOCAL)
+        mapped_BLD = self.mapping.raw(teacher.local_BLD, LOCAL)
         if self.training:
             self.mapping.observe(mapped_BLD, LOCAL)
         if self.weights["local"]:
             # With two heads the global vector lives in another space than the patches: then patches only.
             shared = len(self.mapping.head) == 1
-            high = _tokens(teacher.global_BD, teacher.local_BLD) if shared else teacher.local_BLD.float()
+            high = _tokens(teacher.global_BD, teacher.local_BLD) if shared else teacher.local_BLD
             parts["local"] = sne(
                 high, _tokens(mapped_BD, mapped_BLD) if shared else mapped_BLD, self.temperatures, self.form
             ).mean()
         if self.weights["feature"]:
-            local_BLD = resample_grid(student.local_BLD.float(), student.grid, teacher.grid)
+            local_BLD = resample_grid(student.local_BLD, student.grid, teacher.grid)
             ours = _tokens(token_BD, local_BLD)
-            theirs = _tokens(target_BD, self.mapping.target(mapped_BLD, LOCAL))
+            theirs = _tokens(target_BD, self.mapping.target(mapped_BLD, LOCAL, self.stop_gradient))
             if self.feature_cosine == "flat":
                 ours, theirs = ours.flatten(1), theirs.flatten(1)
             parts["feature"] = (1 - F.cosine_similarity(ours, theirs, dim=-1)).mean()
@@ -107,8 +138,17 @@ class TinTeM(nn.Module):
 
 
 def _tokens(global_BD, local_BLD):
-    """The global vector in front of the local ones: (B, 1 + L, D), float32."""
-    return torch.cat([global_BD[:, None], local_BLD], dim=1).float()
+    """The global vector in front of the local ones: (B, 1 + L, D)."""
+    return torch.cat([global_BD[:, None], local_BLD], dim=1)
+
+
+def mapping_spec(pair: Pair, kind, center, head) -> MappingSpec:
+    """Two heads where the global feature does not live in the space of the local ones."""
+    teacher = pair.teacher
+    two = teacher.local_dim is not None and (pair.pooled or teacher.local_dim != teacher.dim)
+    return MappingSpec(
+        kind, center, teacher.dim, pair.student.dim, 2 if two else 1, teacher.local_dim if two else None, head
+    )
 
 
 def sne(high, low, temperatures=TEMPERATURES, form="full") -> torch.Tensor:
