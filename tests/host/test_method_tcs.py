@@ -133,11 +133,14 @@ def test_processes_share_the_gradient_before_its_absolute_value(monkeypatch):
     torch.testing.assert_close(method.score_D, (sum(gradients) / 2).abs(), atol=1e-12, rtol=0)
 
 
-def test_scoring_stops_out_of_training_and_after_the_last_drop():
+def test_nothing_is_scored_or_dropped_out_of_training_nor_scored_after_the_last_drop():
     method = make()
     method.eval()(batch(pair(), labels=True))
     method.train()(replace(batch(pair(), labels=True), epoch=1))
     assert not method.score_D.any()
+    method = make().eval()
+    method(replace(batch(pair(), labels=True), epoch=1))
+    assert method.active_D.all()
 
 
 def test_the_plan_of_drops():
@@ -161,6 +164,7 @@ def test_a_drop_keeps_the_highest_scores_and_never_brings_one_back():
         active = set(method.active_D.nonzero().flatten().tolist())
         assert len(active) == method.dimensions_at(epoch)
         assert active <= set(before.nonzero().flatten().tolist())
+        assert not method.score_D[~method.active_D].any()
     assert active == {4, 5}
     assert not method.score_D.any()  # each drop is judged by what came after the one before
 

@@ -115,7 +115,7 @@ def test_dkd_by_hand(labels):
 
 
 def test_dkd_warms_up_over_the_first_epochs():
-    full = DKD(pair(), warmup_epochs=0.0)(golden())["loss"].item()
+    full = DKD(pair(), warmup=0.0)(golden())["loss"].item()
     at = [DKD(pair())(golden(epoch=epoch))["loss"].item() / full for epoch in (0, 9, 19, 50)]
     assert at == pytest.approx([1 / 20, 10 / 20, 1, 1])
 
@@ -125,7 +125,7 @@ def test_dkd_with_certain_teacher_and_student(dtype):
     """p_t rounds to 1 in float32; the loss is finite and is the one that long arithmetic gives."""
     student_BC = torch.tensor([[0.0, 90, 10], [400, 0, 1]], dtype=dtype, requires_grad=True)
     teacher_BC = torch.tensor([[200.0, 0, 3], [-5, 120, 0]], dtype=dtype)
-    parts = DKD(pair(classes=3), tau=1.0, warmup_epochs=0.0)(golden(student_BC, teacher_BC))
+    parts = DKD(pair(classes=3), tau=1.0, warmup=0.0)(golden(student_BC, teacher_BC))
     parts["loss"].backward()
     assert torch.isfinite(student_BC.grad).all()
     rest = np.array([logsumexp([90, 10]), logsumexp([400, 1])])  # the teacher is sure: TCKD is -log q_t
@@ -226,7 +226,7 @@ def test_descent_lowers_the_loss_with_and_without_labels(method, labels):
     ("method", "options"),
     [
         (KD, {"tau": 0.0}),
-        (DKD, {"warmup_epochs": -1.0}),
+        (DKD, {"warmup": -1.0}),
         (DIST, {"tau": -1.0}),
         (CMKD, {"eps": 0.0}),
         (CMKD, {"weighting": "easy"}),

@@ -143,6 +143,18 @@ def test_zero_at_equality_and_blind_to_a_rotation_and_a_scale_of_either_side(met
     assert turned == pytest.approx(wanted, rel=exact)
 
 
+def test_rkd_takes_points_for_one_by_their_distance_against_the_whole_figure():
+    points = torch.tensor([[0.0, 0.0], [0.0, 1e-6], [1.0, 0.0], [0.0, -1.0]])
+    apart, angles = rkd.distances(points), rkd.angles(points, torch.arange(4))
+    assert apart[0, 1] == 0
+    assert angles[0, 1].abs().max() == 0
+    assert angles[0, 2, 3].item() == pytest.approx(0, abs=1e-7)
+    assert angles[2, 0, 3].item() == pytest.approx(0.5**0.5)
+    student, teacher = normal(6, 5, seed=1), normal(6, 5, seed=2)
+    losses = [make(RKD)(step(scale * student, teacher))["loss"].item() for scale in (1, 1e-9)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-12)
+
+
 def test_rkd_alone_is_blind_to_a_shift():
     student, teacher = normal(6, 5, seed=1), normal(6, 5, seed=2)
     for method, blind in ((RKD, True), (PKT, False), (SP, False)):
@@ -354,7 +366,8 @@ def test_crd_learns_to_pick_the_right_picture():
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_crd_banks_come_from_the_pairs_seed():
+def test_crd_banks_come_from_the_pairs_seed_with_rows_of_about_length_one():
     one, same, other = (make(CRD, seed=seed).bank_student_NE for seed in (1, 1, 2))
+    assert one.norm(dim=1).mean().item() == pytest.approx(1, abs=0.05)
     assert torch.equal(one, same)
     assert not torch.equal(one, other)

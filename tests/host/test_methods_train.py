@@ -23,7 +23,12 @@ LABELLED = {"tcs": {"labels": "folders"}}
 def pair(tmp_path_factory):
     """One store for all methods that want the same of the teacher."""
     folder = tmp_path_factory.mktemp("methods")
-    return {**SMALL, "teacher_weights": teacher_weights(folder, classes=10), "store": str(folder / "stores"), "epochs": 13}
+    return {
+        **SMALL,
+        "teacher_weights": teacher_weights(folder, classes=10),
+        "store": str(folder / "stores"),
+        "epochs": 13,
+    }
 
 
 def settings_of(method, pair):

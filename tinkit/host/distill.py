@@ -156,7 +156,7 @@ def _finish(state: State, parts: Parts, settings, out, record, prepared, progres
     exam = make_exam([(p.path, p.name) for p in held], student.spec.preprocessing)
     write_weights(os.path.join(out, run.STUDENT), student.state_dict())
     written = [run.STUDENT, run.EXAM]
-    if mapping is not None:
+    if mapping is not None and mapped_ND is not None:
         spec = mapping.spec.to_json()
         write_weights(os.path.join(out, run.MAPPING), mapping.state_dict(), {"mapping": json.dumps(spec)})
         exam = replace(exam, mapped=mapped_ND[: len(held)])

@@ -5,14 +5,28 @@ processes; DDP's mean over processes then gives exactly the gradient of one proc
 """
 
 import torch
-import torch.distributed
-import torch.distributed.nn.functional as collective
+import torch.distributed as processes
 
 
 def gather(rows: torch.Tensor) -> torch.Tensor:
     """(B, ...) of every process, in rank order, as (B * processes, ...). All must bring the same B."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return rows
-    if torch.distributed.get_world_size() == 1:
-        return rows
-    return torch.cat(collective.all_gather(rows.contiguous()))
+    return _Gather.apply(rows) if several() else rows
+
+
+def several() -> bool:
+    """Whether this is one of several processes."""
+    return processes.is_available() and processes.is_initialized() and processes.get_world_size() > 1
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows):
+        parts = [torch.empty_like(rows) for _ in range(processes.get_world_size())]
+        processes.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        total = gradient.contiguous().clone()
+        processes.all_reduce(total)
+        return total.chunk(processes.get_world_size())[processes.get_rank()]

@@ -8,9 +8,7 @@ import csv
 import os
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from torch import nn
 
 from tinkit.errors import TinkitError
 from tinkit.host.images import Picture
@@ -20,14 +18,24 @@ FOLDERS = "folders"
 
 @dataclass(frozen=True)
 class Labels:
-    """Class names, sorted, and the class of each picture by its name; pictures that are not in `by_name` have none."""
+    """Class names, sorted, and the class of each picture by its name; pictures that are not in `by_name` have none.
+
+    `unknown` counts lines of a CSV whose path is no usable picture's.
+    """
 
     classes: tuple[str, ...]
     by_name: dict[str, int]
+    unknown: int = 0
 
     def of(self, pictures: list[Picture]) -> torch.Tensor:
         """(N,) int64, -1 for a picture without a label."""
         return torch.tensor([self.by_name.get(picture.name, -1) for picture in pictures], dtype=torch.int64)
+
+    def in_words(self) -> str:
+        """One line for the screen."""
+        shown = ", ".join(self.classes[:8]) + (f" and {len(self.classes) - 8} more" if len(self.classes) > 8 else "")
+        lost = f"; {self.unknown} lines name no usable picture" if self.unknown else ""
+        return f"labels: {len(self.by_name)} pictures of {len(self.classes)} classes ({shown}){lost}"
 
 
 def read_labels(source: str, pictures: list[Picture], root: str) -> Labels:
@@ -35,7 +43,7 @@ def read_labels(source: str, pictures: list[Picture], root: str) -> Labels:
 
     TinkitError for fewer than two classes, an unreadable file, a picture with two labels, or labels that fit no picture.
     """
-    named = _from_folders(pictures) if source == FOLDERS else _from_csv(source, pictures, root)
+    named, unknown = (_from_folders(pictures), 0) if source == FOLDERS else _from_csv(source, pictures, root)
     classes = tuple(sorted(set(named.values())))
     if len(classes) < 2:
         raise TinkitError(
@@ -44,7 +52,7 @@ def read_labels(source: str, pictures: list[Picture], root: str) -> Labels:
             seen=f"{len(named)} labelled pictures, classes: {', '.join(classes) or 'none'}",
             next_step="class folders below the pictures' folder, or --labels FILE.csv with lines of path,label",
         )
-    return Labels(classes, {name: classes.index(label) for name, label in named.items()})
+    return Labels(classes, {name: classes.index(label) for name, label in named.items()}, unknown)
 
 
 def _from_folders(pictures):
@@ -53,7 +61,7 @@ def _from_folders(pictures):
 
 
 def _from_csv(path, pictures, root):
-    """A header line is skipped when its path is no picture's; an empty label is none."""
+    """({name: label}, lines that name no usable picture, a header among them); an empty label is none."""
     names = {picture.name for picture in pictures}
     found: dict[str, str] = {}
     unknown = []
@@ -82,26 +90,4 @@ def _from_csv(path, pictures, root):
             seen=f"{len(rows)} lines, first {unknown[0][1] if unknown else 'none'}",
             next_step=f"paths relative to {root}",
         )
-    return found
-
-
-def fit_head(rows_ND: np.ndarray, labels_N: np.ndarray, classes: int) -> nn.Linear:
-    """A frozen linear head on the teacher's features, by logistic regression on standardised columns (scikit-learn).
-
-    A class without a picture among the rows keeps a logit that never wins.
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    mean_D, std_D = rows_ND.mean(0), rows_ND.std(0) + 1e-6
-    model = LogisticRegression(max_iter=200, tol=1e-3).fit((rows_ND - mean_D) / std_D, labels_N)
-    weight, bias = model.coef_, model.intercept_
-    if len(model.classes_) == 2:  # one row for two classes
-        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    head = nn.Linear(rows_ND.shape[1], classes)
-    with torch.no_grad():
-        head.weight.zero_()
-        head.bias.fill_(-1e4)
-        at = torch.from_numpy(model.classes_)
-        head.weight[at] = torch.from_numpy(weight / std_D).float()
-        head.bias[at] = torch.from_numpy(bias - weight @ (mean_D / std_D)).float()
-    return head.requires_grad_(False).eval()
+    return found, len(unknown)

@@ -21,6 +21,7 @@ from torch import nn
 
 from tinkit.errors import TinkitError
 from tinkit.host.features import Features
+from tinkit.host.gather import gather
 
 KINDS = ("pca", "learned", "learned-pca")
 FITTED = "fitted"  # not a choice: what a method without a mapping gets after training
@@ -80,7 +81,8 @@ class Mapping(nn.Module):
         """Let the running mean of a learned mapping follow; short memory at first, then 0.99."""
         if self.learned and self.spec.center:
             keep = min(0.99, (1 + self.steps.item()) / (10 + self.steps.item()))
-            self.mean[which].lerp_(mapped_D.detach().float().flatten(0, -2).mean(0), 1 - keep)
+            mean_D = gather(mapped_D.detach().float().flatten(0, -2).mean(0, keepdim=True)).mean(0)
+            self.mean[which].lerp_(mean_D, 1 - keep)
 
     def forward(self, features: Features) -> torch.Tensor:
         """The mapped global feature (B, dim): the target of the student's embedding."""
@@ -165,7 +167,7 @@ def fit_afterwards(teacher_ND, student_ND) -> tuple[Mapping, float] | None:
     if best_Dd is None:
         return None
     mapping = Mapping(MappingSpec(FITTED, True, teacher_ND.shape[1], student_ND.shape[1]))
-    mapping.head[0].start_from(torch.from_numpy(best_Dd).float(), None)
+    cast(_FrozenBasis, mapping.head[0]).start_from(torch.from_numpy(best_Dd).float(), None)
     mapping.mean[:] = torch.from_numpy(mean_D @ best_Dd - mean_d).float()
     return mapping, best_share
 

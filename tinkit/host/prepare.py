@@ -7,7 +7,6 @@ seed each on their own: whether a store had to be built must not change a weight
 
 import contextlib
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,12 +16,14 @@ from torch.utils.data import DataLoader
 from tinkit.errors import TinkitError
 from tinkit.host import heldout
 from tinkit.host.features import Features
+from tinkit.host.heads import check_head, head_on_teacher
 from tinkit.host.images import Picture, Pictures, require_folder, scan, split
-from tinkit.host.labels import Labels, fit_head, read_labels
+from tinkit.host.labels import read_labels
 from tinkit.host.loop import Cached, FeatureSource, Live, WithHead, worker_count
 from tinkit.host.objective import Objective, label_weight, wanted
 from tinkit.host.pair import Pair, Side
 from tinkit.host.progress import Progress
+from tinkit.host.sample import Sample
 from tinkit.host.settings import Settings
 from tinkit.host.store import FeatureStore, ignore_interrupt, open_or_build
 from tinkit.host.student import Student, build_student
@@ -46,51 +47,7 @@ class Parts:
     held_pictures: list[Picture]
     labels_N: torch.Tensor | None  # of the training pictures
     classes: list[str] | None  # names, where they are known
-    sample: "Sample"
-
-
-class Sample:
-    """The teacher on view 0 of at most `pca_pictures` training pictures, from the store or by the live teacher."""
-
-    def __init__(self, teacher, pictures, policy, crop_pct, parts, store, settings: Settings, stop):
-        self.teacher, self.parts, self.store, self.settings, self.stop = teacher, parts, store, settings, stop
-        order = np.random.default_rng([settings.seed, 3]).permutation(len(pictures))
-        self.chosen = np.sort(order[: settings.pca_pictures])
-        self.pictures = [pictures[index] for index in self.chosen]
-        self.policy, self.crop_pct = policy, crop_pct
-
-    def __call__(self) -> Iterator[Features]:
-        """Batches in the order of `chosen`; may be asked again."""
-        for features in self._stored() if self.store is not None else self._live():
-            yield features
-            if self.stop():
-                raise InterruptedError
-
-    def _stored(self):
-        for start in range(0, len(self.chosen), 256):
-            rows = self.chosen[start : start + 256]
-            yield self.store.features(rows, 0 * rows)
-
-    def _live(self):
-        for pixels in self.pixels(self.teacher.preprocessing):
-            yield self.teacher.features(pixels, self.parts)
-
-    def pixels(self, preprocessing) -> Iterator[torch.Tensor]:
-        """Batches of uint8 (B,3,S,S) at a network's size."""
-        views = AllViews(self.pictures, self.policy, [preprocessing], self.crop_pct, numbers=[0])
-        loader = DataLoader(
-            views,
-            batch_size=64,
-            num_workers=worker_count(self.settings),
-            collate_fn=collate,
-            worker_init_fn=ignore_interrupt,
-        )
-        for batch in loader:
-            yield refuse_broken(batch)[:, 0]
-
-    def globals(self) -> np.ndarray:
-        """(N, D) float32 of the chosen pictures."""
-        return np.concatenate([features.global_BD.cpu().numpy() for features in self()])
+    sample: Sample
 
 
 def prepare(settings: Settings, out, progress: Progress, stop) -> Parts:
@@ -127,8 +84,18 @@ def prepare(settings: Settings, out, progress: Progress, stop) -> Parts:
             next_step="more pictures, or a smaller --batch-size",
         )
     labels = None if settings.labels is None else read_labels(settings.labels, list(pictures.usable), pictures.root)
-    label_share = label_weight(terms, settings.label_weight) if labels else 0.0
-    classes = _add_head(student, teacher, labels, needed, label_share, terms, settings, progress)
+    label_share = 0.0 if labels is None else label_weight(terms, settings.label_weight)
+    if labels is not None:
+        progress.say(labels.in_words())
+        if not label_share and "labels" not in needed:
+            progress.say(
+                "labels: the method's paper has no cross-entropy, so they weigh nothing; --label-weight 1 does"
+            )
+    trains_head = "logits" in needed or label_share > 0
+    check_head(terms, trains_head, settings.keep_head)
+    if trains_head:
+        with seeded(settings.seed + 1):
+            student.set_head(torch.nn.Linear(student.dim, len(labels.classes) if labels else teacher.classes))
     policy = ViewPolicy(scale_min=settings.scale_min, seed=settings.seed)
     crop_pct = student.spec.preprocessing.crop_pct
     sizes = [student.spec.preprocessing] + ([teacher.preprocessing] if settings.online else [])
@@ -146,7 +113,7 @@ def prepare(settings: Settings, out, progress: Progress, stop) -> Parts:
     source: FeatureSource = Live(teacher, teacher_parts) if store is None else Cached(store)
     labels_N = None if labels is None else labels.of(train_pictures)
     if labels is not None and "logits" in needed:
-        source = WithHead(source, _teacher_head(sample, labels, progress))
+        source = WithHead(source, head_on_teacher(sample, labels, progress.say))
     return Parts(
         pictures,
         train_pictures,
@@ -158,7 +125,7 @@ def prepare(settings: Settings, out, progress: Progress, stop) -> Parts:
         held_out,
         held_pictures,
         labels_N,
-        classes,
+        list(labels.classes) if labels else class_names(teacher) if trains_head else None,
         sample,
     )
 
@@ -168,45 +135,6 @@ def _teacher_parts(needed, labelled) -> tuple[str, ...]:
     own_logits = "logits" in needed and not labelled
     wishes = (("local", "local" in needed), ("logits", own_logits), ("taps", "teacher_taps" in needed))
     return tuple(name for name, wish in wishes if wish)
-
-
-def _add_head(student, teacher, labels: Labels | None, needed, label_share, terms, settings, progress):
-    """Give the student a classifier where logits or labels ask for one. Returns the class names, where known."""
-    if labels is not None and not label_share and not any("labels" in term.cls.needs for term in terms):
-        progress.say(
-            "labels: the method's paper has no cross-entropy, so they carry no weight; --label-weight 1 gives one"
-        )
-    brings_own = any(hasattr(term.cls, "head") for term in terms)
-    if "logits" not in needed and not label_share and not brings_own:
-        if settings.keep_head:
-            raise TinkitError(
-                "There is no head to keep: nothing here trains one.",
-                seen="--keep-head",
-                next_step="a method over logits, or --labels with --label-weight 1",
-            )
-        return None
-    count = len(labels.classes) if labels is not None else teacher.classifier["classes"]
-    if "logits" in needed or label_share:
-        with seeded(settings.seed + 1):
-            student.set_head(torch.nn.Linear(student.dim, count))
-    return list(labels.classes) if labels is not None else class_names(teacher)
-
-
-def _teacher_head(sample: Sample, labels: Labels, progress) -> torch.nn.Linear:
-    labels_N = labels.of(sample.pictures).numpy()
-    known = labels_N >= 0
-    if len(set(labels_N[known])) < 2:
-        raise TinkitError(
-            "Too few labelled pictures are left to train on for a head on the teacher.",
-            seen=f"{int(known.sum())} pictures of {len(set(labels_N[known]))} classes",
-            next_step="more labels, or a larger --pca-pictures",
-        )
-    rows_ND = sample.globals()[known]
-    head = fit_head(rows_ND, labels_N[known], len(labels.classes))
-    with torch.no_grad():
-        right = float((head(torch.from_numpy(rows_ND)).argmax(1).numpy() == labels_N[known]).mean())
-    progress.say(f"head on the teacher: {int(known.sum())} labelled pictures, {right:.3f} of them right")
-    return head
 
 
 def _store(views, teacher, settings, out, progress, stop, parts) -> FeatureStore:

@@ -64,8 +64,7 @@ def identity_of(teacher: Teacher, views: AllViews, parts, dtype: str) -> dict:
         "colour": f"torchvision {torchvision.__version__.split('+')[0]}",
         "local": "local" in parts,
         "dtype": dtype,
-        **({"classifier": teacher.classifier} if "logits" in parts else {}),
-        **({"taps": True} if "taps" in parts else {}),
+        **{part: True for part in ("logits", "taps") if part in parts},
     }
 
 

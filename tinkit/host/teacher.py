@@ -48,7 +48,7 @@ class Teacher(Protocol):
 
     identity: dict
     preprocessing: Preprocessing
-    classifier: dict | None  # {"classes": C, "weights": hash} of its own classifier
+    classes: int  # of its own classifier; 0 without one
 
     def to(self, device) -> "Teacher": ...
 
@@ -96,7 +96,7 @@ class TimmTeacher:
         heads = tuple(f"{name}." for name in head_names(backbone))
         tensors = backbone.state_dict()
         head = {name: tensor for name, tensor in tensors.items() if name.startswith(heads)} if heads else {}
-        self.classifier = {"classes": backbone.num_classes, "weights": hash_of_tensors(head)} if head else None
+        self.classes = backbone.num_classes if head else 0
         self.identity = {
             "name": name,
             "architecture": architecture,
@@ -105,6 +105,8 @@ class TimmTeacher:
             "global": "pooled" if pooled else "class token or mean",
             "arithmetic": "float32",
         }
+        if head:
+            self.identity["classifier"] = hash_of_tensors(head)
 
     def to(self, device):
         self.backbone.to(device)
@@ -165,7 +167,7 @@ class OnnxTeacher:
             size or native or 224, tuple(mean or (0.485, 0.456, 0.406)), tuple(std or (0.229, 0.224, 0.225))
         )
         classes = {output.name: output.shape[-1] for output in self.session.get_outputs()}.get(LOGITS)
-        self.classifier = {"classes": classes, "weights": "in the file"} if isinstance(classes, int) else None
+        self.classes = classes if isinstance(classes, int) else 0
         self.identity = {
             "name": os.path.basename(path),
             "architecture": "onnx",
@@ -220,7 +222,7 @@ def _from_arrays(global_BD, local) -> Features:
 
 def require_parts(teacher: Teacher, parts) -> None:
     """TinkitError when the teacher cannot give what a method needs: logits, or taps."""
-    if "logits" in parts and teacher.classifier is None:
+    if "logits" in parts and not teacher.classes:
         raise TinkitError(
             "The method needs logits, and the teacher's weights bring no classifier.",
             seen=teacher.identity["name"],
@@ -241,7 +243,7 @@ def class_names(teacher: Teacher) -> list[str] | None:
     from timm.data import ImageNetInfo
 
     info = ImageNetInfo()
-    if teacher.classifier is None or teacher.classifier["classes"] != info.num_classes():
+    if teacher.classes != info.num_classes():
         return None
     return [info.index_to_description(index) for index in range(info.num_classes())]
 

@@ -2,11 +2,11 @@
 
 KD's divergence falls into two: how sure the teacher is of the target class (TCKD), and how it spreads the rest over the
 other classes (NCKD), the second damped by 1 - p_t, so by the teacher's own certainty. DKD weighs them freely.
-Released defaults (mdistiller): alpha 1, beta 8, tau 4, and a linear warm-up over 20 epochs counted from 1.
-What differs here. The target class is the label where there is one; for a picture without a label it is the teacher's
-top class (ours: the paper has labels throughout). The other classes' logits are taken out, where the released code
-pushes the target's down by 1000: the same number. All in log-probabilities, so that a certain teacher or student
-(p_t = 1 in float32) gives no NaN.
+Released defaults (mdistiller): alpha 1, beta 8, tau 4, and a linear warm-up over the first 20 of 240 epochs.
+What differs here. The warm-up is that share of the epochs, whatever their number. The target class is the label where
+there is one; for a picture without a label it is the teacher's top class (ours: the paper has labels throughout). The
+other classes' logits are taken out, where the released code pushes the target's down by 1000: the same number. All in
+log-probabilities, so that a certain teacher or student (p_t = 1 in float32) gives no NaN.
 Legend: B pictures, C classes, R = C - 1 other classes.
 """
 
@@ -24,7 +24,7 @@ class DKD(nn.Module):
     p, q = softmax of teacher_BC / tau and student_BC / tau; t the target class; p^ = p_c / (1 - p_t) for c other than t:
         tckd = tau^2 * mean_B [ p_t log(p_t / q_t) + (1 - p_t) log((1 - p_t) / (1 - q_t)) ]
         nckd = tau^2 * mean_B sum_R p^ log(p^ / q^)
-        loss = min((epoch + 1) / warmup_epochs, 1) * (alpha * tckd + beta * nckd)      epoch from 0, as in Batch
+        loss = min((epoch + 1) / (warmup * epochs), 1) * (alpha * tckd + beta * nckd)      epoch from 0, as in Batch
     A picture's KL is TCKD + (1 - p_t) NCKD (at tau 1), so beta = 8 keeps alive what certainty would damp.
     """
 
@@ -36,14 +36,15 @@ class DKD(nn.Module):
     gathers = "nothing: every picture has its own term"
 
     def __init__(
-        self, pair: Pair, *, alpha: float = 1.0, beta: float = 8.0, tau: float = 4.0, warmup_epochs: float = 20.0
+        self, pair: Pair, *, alpha: float = 1.0, beta: float = 8.0, tau: float = 4.0, warmup: float = 20 / 240
     ):
         super().__init__()
-        if tau <= 0 or warmup_epochs < 0:
-            raise ValueError(f"tau {tau}, warmup_epochs {warmup_epochs}")
+        if tau <= 0 or not 0 <= warmup <= 1:
+            raise ValueError(f"tau {tau}, warmup {warmup}")
         if pair.classes is not None and pair.classes < 2:
             raise ValueError(f"{pair.classes} classes: there is no other class")
-        self.alpha, self.beta, self.tau, self.warmup_epochs = alpha, beta, tau, warmup_epochs
+        self.alpha, self.beta, self.tau = alpha, beta, tau
+        self.warmup_epochs = warmup * pair.epochs
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         student_BC, teacher_BC = logits_of(batch)

@@ -4,6 +4,7 @@ Pictures that excite the teacher alike should excite the student alike: the batc
 scaled to length 1, is copied. As in the code that its author verified (RepDistiller; mdistiller is the same, both read)
 the features are the flattened last map; `features="global"` takes the global vectors instead, and so does a pair in
 which one network has no map. Sizes and widths of the two maps need not agree: only (B, B) matrices are compared.
+(torchdistill divides the rows by their L1 norm, which is another loss; with the L2 norm it gives the same numbers.)
 """
 
 import torch

@@ -9,22 +9,32 @@ Their detection code adds a scale and a bias to each projected channel, which "s
 left out. Whitening is for generative models and is not in their repository: teacher only, a reading. Where the teacher
 is narrower than the student, W has orthonormal rows instead and inner products are not kept.
 
-How W stays orthonormal is a question of price. The paper has the exponential of a skew matrix, the code Householder
-reflections; with a wide teacher both cost more than a small student's whole step. Here W is the orthonormal factor of a
-free matrix V, through the Cholesky factor of its Gram matrix (L L^T = V^T V, W = V L^-T, never formed: z W^T =
-(z L^-1) V^T). It reaches the same set of matrices, does not see the scale of V (so weight decay does not matter), and
-the Gram matrix and L are kept in float64, because a Cholesky factor squares the condition of V.
+How W stays orthonormal is a question of price: the paper has the exponential of a skew matrix, the code torch's
+Householder map. Two cheap exact ways are here, both one Gram matrix and one triangular solve. "cholesky" (default): W is
+the orthonormal factor of a free matrix V, W = V L^-T with L L^T = V^T V, never formed, as z W^T = (z L^-1) V^T; the scale
+of V does not matter (nor does its weight decay), and L is float64, because V^T V squares the condition of V. "householder":
+the reflections of the code in compact form. On random pairs with AdamW the first got to a given loss sooner.
+Forward + backward of the projection alone, median CPU ms; largest |W^T W - I| after n steps of AdamW, lr 5e-3; batch 64,
+float32, one thread of an AMD EPYC shared with other work, torch 2.15.0, 3 to 100 steps:
 
-    forward + backward of the projection alone, ms         192 -> 1280   384 -> 1280   largest |W^T W - I|
-    plain linear layer, no constraint                      {TABLE}
+                                     192 -> 1280    384 -> 1280    96 -> 320   |W^T W - I|, 96 -> 320, n = 100
+    a linear layer, no constraint            1.6            2.8          0.4   2.8
+    cholesky                                 9.6             36          1.5   9e-8
+    householder, compact                     6.0             18          1.2   9e-7
+    householder, torch's own                 807           2113           24   2e-7; 1.0 with weight decay, see below
+    cayley, torch's own                      292            304          9.8   2e-7
+    matrix_exp, torch's own                 3599           3678           80   2e-5
+
+torch's Householder map multiplies by the diagonal of its parameter cut to an integer. One step of AdamW with weight decay
+makes -1 to -0.99975, that is cut to 0, and the projection is 0 from then on (torch 2.15.0). It is not used here.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import orthogonal
 
+from tinkit.host.methods.kd import soft_kl
 from tinkit.host.pair import Batch, Pair
 
 NORMS = ("layernorm", "standardise", "whiten")
@@ -32,7 +42,7 @@ TINY = 1e-6  # floor of a variance over the batch: one picture, or a dimension t
 
 
 class VkD(nn.Module):
-    """Smooth L1 between the student, turned by an orthonormal projection, and the normalised teacher.
+    """Smooth L1 between the student, turned by a projection that keeps inner products, and the normalised teacher.
 
         feature = smooth_l1(z_s W^T, norm(z_t))                      z_s (B,ds)  W (dt,ds)  z_t (B,dt)   W^T W = I
         kl      = tau^2 mean_B KL(softmax(l_t / tau) || softmax(l_s / tau))   l (B,C), only where both have logits
@@ -55,12 +65,12 @@ class VkD(nn.Module):
         self,
         pair: Pair,
         *,
-        norm="layernorm",
-        parametrization="cholesky",
-        alpha=1.0,
-        gamma=1.0,
-        tau=1.0,
-        whiten_eps=1e-3,
+        norm: str = "layernorm",
+        parametrization: str = "cholesky",
+        alpha: float = 1.0,
+        gamma: float = 1.0,
+        tau: float = 1.0,
+        whiten_eps: float = 1e-3,
     ):
         super().__init__()
         if norm not in NORMS or parametrization not in PROJECTIONS:
@@ -82,8 +92,7 @@ class VkD(nn.Module):
         parts = {"feature": F.smooth_l1_loss(ours_BD, theirs_BD)}
         loss = self.alpha * parts["feature"]
         if self.gamma and student.logits_BC is not None and teacher.logits_BC is not None:
-            log_q, log_p = (F.log_softmax(logits / self.tau, dim=1) for logits in (student.logits_BC, teacher.logits_BC))
-            parts["kl"] = self.tau**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+            parts["kl"] = self.tau**2 * soft_kl(student.logits_BC, teacher.logits_BC, self.tau)
             loss = loss + self.gamma * parts["kl"]
         return {**parts, "loss": loss}
 
@@ -118,44 +127,41 @@ class CholeskyProjection(nn.Module):
             return _times_inverse((z_BD @ V).double(), L.T, upper=True).to(z_BD.dtype)
         return _times_inverse(z_BD.double(), L, upper=False).to(z_BD.dtype) @ V.T
 
-    @property
-    def weight(self) -> Tensor:
-        """W (dt,ds), in float64."""
-        W = _times_inverse(self.V.double(), self._factor().T, upper=True)
-        return W.T if self.wide else W
-
     def _factor(self) -> Tensor:
-        V = self.V.double()
-        half = V.T @ V.detach()
-        gram = half + half.T - half.detach()  # V^T V, and its gradient, at two products instead of three
-        return torch.linalg.cholesky(gram)
+        return torch.linalg.cholesky(gram(self.V.double()))
+
+
+def gram(V: Tensor) -> Tensor:
+    """V^T V, written so that value and gradient cost two products instead of three."""
+    half = V.T @ V.detach()
+    return half + half.T - half.detach()
 
 
 def _times_inverse(rows: Tensor, triangle: Tensor, upper: bool) -> Tensor:
+    """rows @ triangle^-1"""
     return torch.linalg.solve_triangular(triangle, rows, upper=upper, left=False)
 
 
-class Reflections(nn.Module):
-    """A parametrization of `weight`: the product of the Householder reflections below the diagonal of V.
+class HouseholderProjection(nn.Module):
+    """z (B,ds) -> z W^T (B,dt); W = the first columns of H_1 ... H_k, reflections at the columns v of V, unit diagonal.
 
-    torch's own map multiplies by the diagonal of V cut to integers; weight decay makes -1 to -0.99997, that is cut to
-    0, and the projection is 0 after one step of AdamW (torch 2.15). Here the diagonal is not read.
+    In compact form (Schreiber and Van Loan), a Gram matrix and a triangular solve instead of k steps:
+    H_1 ... H_k = I - V M^-1 V^T with M the upper triangle of V^T V, its diagonal halved.
     """
 
-    def forward(self, V: Tensor) -> Tensor:
-        if V.shape[0] < V.shape[1]:
-            return self.forward(V.T).T
-        below = V.tril(-1)
-        return torch.linalg.householder_product(below, 2 / (1 + below.square().sum(0)))
+    def __init__(self, ds: int, dt: int):
+        super().__init__()
+        self.wide = dt < ds  # then W = (...)^T, with orthonormal rows
+        self.below = nn.Parameter(torch.geqrf(torch.randn(max(ds, dt), min(ds, dt)))[0].tril(-1))
 
-    def right_inverse(self, W: Tensor) -> Tensor:
-        return self.right_inverse(W.T).T if W.shape[0] < W.shape[1] else torch.geqrf(W)[0]
-
-
-def householder(ds: int, dt: int) -> nn.Module:
-    linear = nn.Linear(ds, dt, bias=False)
-    parametrize.register_parametrization(linear, "weight", Reflections())
-    return linear
+    def forward(self, z_BD: Tensor) -> Tensor:
+        V = self.below.tril(-1) + torch.eye(*self.below.shape, dtype=self.below.dtype, device=self.below.device)
+        top = V[: V.shape[1]]
+        products = gram(V)
+        M = products.triu(1) + products.diagonal().diag() / 2
+        if self.wide:
+            return z_BD[:, : V.shape[1]] - _times_inverse(z_BD @ V, M, upper=True) @ top.T
+        return F.pad(z_BD, (0, V.shape[0] - V.shape[1])) - _times_inverse(z_BD @ top, M.T, upper=False) @ V.T
 
 
 def matrix_exp(ds: int, dt: int) -> nn.Module:
@@ -163,4 +169,4 @@ def matrix_exp(ds: int, dt: int) -> nn.Module:
     return orthogonal(nn.Linear(ds, dt, bias=False), orthogonal_map="matrix_exp")
 
 
-PROJECTIONS = {"cholesky": CholeskyProjection, "householder": householder, "matrix_exp": matrix_exp}
+PROJECTIONS = {"cholesky": CholeskyProjection, "householder": HouseholderProjection, "matrix_exp": matrix_exp}

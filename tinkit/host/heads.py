@@ -1,0 +1,61 @@
+"""Linear classifiers: one fitted on the teacher's features where a user has labels, and when the student's may ship."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from tinkit.errors import TinkitError
+from tinkit.host.labels import Labels
+from tinkit.host.objective import Term
+from tinkit.host.sample import Sample
+
+
+def check_head(terms: Sequence[Term], trains_head: bool, keep_head: bool) -> None:
+    """TinkitError when a head is to be kept and nothing makes one."""
+    if keep_head and not trains_head and not any(hasattr(term.cls, "head") for term in terms):
+        raise TinkitError(
+            "There is no head to keep: nothing here trains one.",
+            seen="--keep-head",
+            next_step="a method over logits, or --labels with --label-weight 1",
+        )
+
+
+def head_on_teacher(sample: Sample, labels: Labels, say: Callable[[str], None]) -> nn.Linear:
+    """A frozen head on the teacher's global features of the labelled pictures in the sample."""
+    labels_N = labels.of(sample.pictures).numpy()
+    known = labels_N >= 0
+    if len(set(labels_N[known])) < 2:
+        raise TinkitError(
+            "Too few labelled pictures are left to train on for a head on the teacher.",
+            seen=f"{int(known.sum())} pictures of {len(set(labels_N[known]))} classes",
+            next_step="more labels, or a larger --pca-pictures",
+        )
+    rows_ND = sample.globals()[known]
+    head = fit_head(rows_ND, labels_N[known], len(labels.classes))
+    right = (head(torch.from_numpy(rows_ND)).argmax(1).numpy() == labels_N[known]).mean()
+    say(f"head on the teacher: {int(known.sum())} labelled pictures, {right:.3f} of these right")
+    return head
+
+
+def fit_head(rows_ND: np.ndarray, labels_N: np.ndarray, classes: int) -> nn.Linear:
+    """A frozen linear head on the teacher's features, by logistic regression on standardised columns (scikit-learn).
+
+    A class without a picture among the rows keeps a logit that never wins.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    mean_D, std_D = rows_ND.mean(0), rows_ND.std(0) + 1e-6
+    model = LogisticRegression(max_iter=200, tol=1e-3).fit((rows_ND - mean_D) / std_D, labels_N)
+    weight, bias = model.coef_, model.intercept_
+    if len(model.classes_) == 2:  # one row for two classes
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    head = nn.Linear(rows_ND.shape[1], classes)
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.fill_(-1e4)
+        at = torch.from_numpy(model.classes_)
+        head.weight[at] = torch.from_numpy(weight / std_D).float()
+        head.bias[at] = torch.from_numpy(bias - weight @ (mean_D / std_D)).float()
+    return head.requires_grad_(False).eval()

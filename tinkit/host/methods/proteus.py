@@ -1,0 +1,87 @@
+"""Proteus: Zhang, Ma, Bai, Wang and Fu, "Accessing Vision Foundation Models via ImageNet-1K", ICLR 2025, arXiv 2407.10366.
+
+The main competitor of TinTeM: no labels, no teacher logits, squared error on the features themselves at three levels.
+Heads of LayerNorm and a linear layer sit on the student's side (TinTeM's sits on the teacher's) and are dropped, so the
+student ships a space of its own. From the authors' code (read): heads, terms, and weights 1, 1, 1 for DINOv2 teachers.
+
+What differs, and cannot be helped here: the paper shows the student a second view with half of the patches masked in
+half of the pictures, and the patch term asks for the teacher's features at the masked places. A CNN has no patch tokens
+to mask, and one pass per step is all a method gets. So the patch term here is taken at places drawn in the same way
+from the unmasked student: it regresses, it does not guess what is hidden, and adds a second head and some weight to what
+the feature term already asks for. patch_weight=0 is Proteus without its patch term, which is how the code of TinTeM
+(CosPress) runs it for comparison. A CNN's mean and map stand for class token and patches (a reading).
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tinkit.host.features import resample_grid
+from tinkit.host.pair import Batch, Pair
+
+
+class Proteus(nn.Module):
+    """Squared error on the class token, on all tokens and on a random half of the patches, each through its own head.
+
+    h = Linear(LayerNorm(.)): ds -> dt         s, t (B,D) global    S, T (B,L,D) local, on the teacher's grid
+    token   = mean (h_token(s) - t)^2
+    feature = mean ([h_token(s); h_feature(S)] - [t; T])^2             over all B * (1 + L) * dt numbers
+    patch   = mean (h_patch(S_m) - T_m)^2      m: mask_ratio of the places in mask_share of the pictures
+    loss    = token_weight token + feature_weight feature + patch_weight patch
+    """
+
+    paper = "arXiv 2407.10366"
+    needs = ("local",)
+    uses = ()
+    reconstruction = False
+    label_weight = 0.0
+    gathers = "nothing: every picture has its own term"
+
+    def __init__(
+        self,
+        pair: Pair,
+        *,
+        token_weight: float = 1.0,
+        feature_weight: float = 1.0,
+        patch_weight: float = 1.0,
+        mask_ratio: float = 0.5,
+        mask_share: float = 0.5,
+    ):
+        super().__init__()
+        weights = {"token": token_weight, "feature": feature_weight, "patch": patch_weight}
+        ours, theirs = pair.student, pair.teacher
+        if min(weights.values()) < 0 or not 0 < mask_ratio <= 1 or not 0 < mask_share <= 1:
+            raise ValueError(f"weights {weights}, mask_ratio {mask_ratio}, mask_share {mask_share}")
+        if theirs.local_dim != theirs.dim or ours.local_dim is None:
+            raise ValueError(f"global and local of one width, teacher: {theirs.dim} and {theirs.local_dim}")
+        self.weights, self.mask_ratio, self.mask_share = weights, mask_ratio, mask_share
+        self.token_head = head(ours.dim, theirs.dim)
+        self.feature_head = head(ours.local_dim, theirs.dim) if feature_weight else None
+        self.patch_head = head(ours.local_dim, theirs.dim) if patch_weight else None
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        student, teacher = batch.student, batch.teacher
+        local_BLD = resample_grid(student.local_BLD, student.grid, teacher.grid)
+        token_BD = self.token_head(student.global_BD)
+        parts = {"token": F.mse_loss(token_BD, teacher.global_BD)}
+        if self.feature_head is not None:
+            ours = torch.cat([token_BD[:, None], self.feature_head(local_BLD)], dim=1)
+            parts["feature"] = F.mse_loss(ours, torch.cat([teacher.global_BD[:, None], teacher.local_BLD], dim=1))
+        if self.patch_head is not None:
+            mask_BL = draw_mask(*local_BLD.shape[:2], self.mask_ratio, self.mask_share, batch.generator())
+            mask_BL = mask_BL.to(local_BLD.device)
+            parts["patch"] = F.mse_loss(self.patch_head(local_BLD[mask_BL]), teacher.local_BLD[mask_BL])
+        return {**parts, "loss": torch.stack([self.weights[name] * part for name, part in parts.items()]).sum()}
+
+
+def head(ds: int, dt: int) -> nn.Module:
+    return nn.Sequential(nn.LayerNorm(ds), nn.Linear(ds, dt))
+
+
+def draw_mask(pictures: int, places: int, ratio: float, share: float, generator: torch.Generator) -> Tensor:
+    """(B,L) bool: the same number of places in each of `share` of the pictures, at least one of each. On the CPU."""
+    chosen = torch.randperm(pictures, generator=generator)[: max(1, round(share * pictures))]
+    order_BL = torch.rand(pictures, places, generator=generator).argsort(dim=1)
+    mask_BL = torch.zeros(pictures, places, dtype=torch.bool)
+    mask_BL[chosen] = order_BL[chosen] < max(1, round(ratio * places))
+    return mask_BL
