@@ -1,11 +1,12 @@
 """The mapping keeps angles: exactly where the width allows, and its means and file survive."""
 
+import numpy as np
 import pytest
 import torch
 
 from tinkit.errors import TinkitError
 from tinkit.host.features import Features
-from tinkit.host.mapping import GLOBAL, LOCAL, Mapping, MappingSpec, Moments
+from tinkit.host.mapping import GLOBAL, LOCAL, Mapping, MappingSpec, Moments, fit_afterwards
 
 
 def rows(count, width, rank=None, seed=0):
@@ -87,3 +88,24 @@ def test_two_heads_for_a_pooled_teacher():
 def test_unknown_kind_names_the_known_ones():
     with pytest.raises(TinkitError, match="learned-pca"):
         Mapping(MappingSpec("pac", True, 4, 3))
+
+
+def test_a_mapping_fitted_afterwards_finds_a_linear_student_and_refuses_noise():
+    generator = np.random.default_rng(0)
+    teacher = generator.normal(2, 1, (400, 6))
+    weight, offset = generator.normal(size=(6, 3)), generator.normal(size=3)
+    mapping, share = fit_afterwards(teacher, teacher @ weight + offset)
+    assert share > 0.999
+    assert mapping.spec.kind == "fitted"
+    mapped = mapping(Features(torch.from_numpy(teacher).float())).numpy()
+    np.testing.assert_allclose(mapped, teacher @ weight + offset, atol=0.02)
+    assert fit_afterwards(teacher, generator.normal(size=(400, 3))) is None
+    assert fit_afterwards(teacher[:5], teacher[:5]) is None  # nothing to check it on
+
+
+def test_a_fitted_mapping_reads_back_from_its_file():
+    mapping, _ = fit_afterwards(np.eye(20, 4) + np.arange(20)[:, None], np.arange(60.0).reshape(20, 3))
+    again = Mapping(MappingSpec(**mapping.spec.to_json()))
+    again.load_state_dict(mapping.state_dict())
+    features = Features(torch.randn(2, 4))
+    assert torch.equal(again(features), mapping(features))

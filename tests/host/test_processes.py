@@ -102,7 +102,7 @@ def rank_main(rank, folder, names):
 def two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     code = "import sys; from test_processes import *; rank_main(int(sys.argv[1]), sys.argv[2], sys.argv[3:])"
-    command = [sys.executable, "-W", "error", "-c", code]
+    command = [sys.executable, "-c", code]
     names = [name for name in METHODS if name not in LOCAL]
     ranks = [
         subprocess.Popen([*command, str(rank), str(folder), *names], cwd=Path(__file__).parent, stderr=subprocess.PIPE)

@@ -81,7 +81,7 @@ class Mapping(nn.Module):
         """Let the running mean of a learned mapping follow; short memory at first, then 0.99."""
         if self.learned and self.spec.center:
             keep = min(0.99, (1 + self.steps.item()) / (10 + self.steps.item()))
-            mean_D = gather(mapped_D.detach().float().flatten(0, -2).mean(0, keepdim=True)).mean(0)
+            mean_D = gather(mapped_D.detach().to(self.mean).flatten(0, -2).mean(0, keepdim=True)).mean(0)
             self.mean[which].lerp_(mean_D, 1 - keep)
 
     def forward(self, features: Features) -> torch.Tensor:

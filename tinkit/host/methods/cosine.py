@@ -8,8 +8,7 @@ are trained along and dropped, and local features, where both have them, get a l
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tinkit.host.features import resample_grid
-from tinkit.host.methods.mse import local_layer
+from tinkit.host.methods.mse import local_features, local_layer
 from tinkit.host.pair import Batch, Pair
 
 
@@ -37,12 +36,11 @@ class Cosine(nn.Module):
         self.local_head = local_layer(pair) if local_weight else None
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        student, teacher = batch.student, batch.teacher
-        parts = {"global": cosine_error(self.global_head(student.global_BD), teacher.global_BD)}
+        parts = {"global": cosine_error(self.global_head(batch.student.global_BD), batch.teacher.global_BD.detach())}
         loss = parts["global"]
         if self.local_head is not None:
-            local_BLD = resample_grid(student.local_BLD, student.grid, teacher.grid)
-            parts["local"] = cosine_error(self.local_head(local_BLD), teacher.local_BLD)
+            ours_BLD, theirs_BLD = local_features(batch)
+            parts["local"] = cosine_error(self.local_head(ours_BLD), theirs_BLD)
             loss = loss + self.local_weight * parts["local"]
         return {**parts, "loss": loss}
 

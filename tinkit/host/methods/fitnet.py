@@ -43,6 +43,7 @@ class FitNet(nn.Module):
         self.regressor = nn.Conv2d(ours.channels, theirs.channels, kernel_size=1)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        ours, theirs = batch.student.taps[self.names[0]], batch.teacher.taps[self.names[1]]
-        hint = F.mse_loss(self.regressor(resample_map(ours, theirs.shape[-2:])), theirs)
+        ours, theirs = batch.student.taps[self.names[0]], batch.teacher.taps[self.names[1]].detach()
+        height, width = theirs.shape[-2:]
+        hint = F.mse_loss(self.regressor(resample_map(ours, (height, width))), theirs)
         return {"hint": hint, "loss": self.weight * hint}

@@ -37,12 +37,11 @@ class MSE(nn.Module):
         self.local_head = local_layer(pair) if local_weight else None
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        student, teacher = batch.student, batch.teacher
-        parts = {"global": F.mse_loss(self.global_head(student.global_BD), teacher.global_BD)}
+        parts = {"global": F.mse_loss(self.global_head(batch.student.global_BD), batch.teacher.global_BD.detach())}
         loss = parts["global"]
         if self.local_head is not None:
-            local_BLD = resample_grid(student.local_BLD, student.grid, teacher.grid)
-            parts["local"] = F.mse_loss(self.local_head(local_BLD), teacher.local_BLD)
+            ours_BLD, theirs_BLD = local_features(batch)
+            parts["local"] = F.mse_loss(self.local_head(ours_BLD), theirs_BLD)
             loss = loss + self.local_weight * parts["local"]
         return {**parts, "loss": loss}
 
@@ -52,3 +51,11 @@ def local_layer(pair: Pair) -> nn.Linear | None:
     if pair.student.local_dim is None or pair.teacher.local_dim is None:
         return None
     return nn.Linear(pair.student.local_dim, pair.teacher.local_dim)
+
+
+def local_features(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Both networks' local features (B,L,D) on the teacher's grid, the teacher's without gradient."""
+    student, teacher = batch.student, batch.teacher
+    if student.local_BLD is None or teacher.local_BLD is None:
+        raise ValueError("this method needs local features of student and teacher")
+    return resample_grid(student.local_BLD, student.grid, teacher.grid), teacher.local_BLD.detach()

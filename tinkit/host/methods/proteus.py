@@ -4,19 +4,19 @@ The main competitor of TinTeM: no labels, no teacher logits, squared error on th
 Heads of LayerNorm and a linear layer sit on the student's side (TinTeM's sits on the teacher's) and are dropped, so the
 student ships a space of its own. From the authors' code (read): heads, terms, and weights 1, 1, 1 for DINOv2 teachers.
 
-What differs, and cannot be helped here: the paper shows the student a second view with half of the patches masked in
-half of the pictures, and the patch term asks for the teacher's features at the masked places. A CNN has no patch tokens
-to mask, and one pass per step is all a method gets. So the patch term here is taken at places drawn in the same way
-from the unmasked student: it regresses, it does not guess what is hidden, and adds a second head and some weight to what
-the feature term already asks for. patch_weight=0 is Proteus without its patch term, which is how the code of TinTeM
-(CosPress) runs it for comparison. A CNN's mean and map stand for class token and patches (a reading).
+What differs, and cannot be helped here: the paper shows the student every picture a second time, in half of them with
+half of the patches masked, and the patch term asks for the teacher's features at the masked places. A CNN has no patch
+tokens to mask, and a method gets one pass of the student a step. So the patch term here is taken at places drawn in
+the same way from the unmasked student: it regresses, it does not guess what is hidden, and adds little but a second
+head and some weight to what the feature term asks for. patch_weight=0 is Proteus without its patch term, which is how
+the code of TinTeM (CosPress) runs it for comparison. A CNN's mean and map stand for class token and patches (a reading).
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tinkit.host.features import resample_grid
+from tinkit.host.methods.mse import local_features
 from tinkit.host.pair import Batch, Pair
 
 
@@ -25,7 +25,7 @@ class Proteus(nn.Module):
 
     h = Linear(LayerNorm(.)): ds -> dt         s, t (B,D) global    S, T (B,L,D) local, on the teacher's grid
     token   = mean (h_token(s) - t)^2
-    feature = mean ([h_token(s); h_feature(S)] - [t; T])^2             over all B * (1 + L) * dt numbers
+    feature = mean ([h_token(s); h_feature(S)] - [t; T])^2             over all numbers
     patch   = mean (h_patch(S_m) - T_m)^2      m: mask_ratio of the places in mask_share of the pictures
     loss    = token_weight token + feature_weight feature + patch_weight patch
     """
@@ -52,25 +52,27 @@ class Proteus(nn.Module):
         ours, theirs = pair.student, pair.teacher
         if min(weights.values()) < 0 or not 0 < mask_ratio <= 1 or not 0 < mask_share <= 1:
             raise ValueError(f"weights {weights}, mask_ratio {mask_ratio}, mask_share {mask_share}")
-        if theirs.local_dim != theirs.dim or ours.local_dim is None:
-            raise ValueError(f"global and local of one width, teacher: {theirs.dim} and {theirs.local_dim}")
+        if ours.local_dim is None or theirs.local_dim is None:
+            raise ValueError(f"local widths {ours.local_dim} and {theirs.local_dim}")
         self.weights, self.mask_ratio, self.mask_share = weights, mask_ratio, mask_share
         self.token_head = head(ours.dim, theirs.dim)
-        self.feature_head = head(ours.local_dim, theirs.dim) if feature_weight else None
-        self.patch_head = head(ours.local_dim, theirs.dim) if patch_weight else None
+        self.feature_head = head(ours.local_dim, theirs.local_dim) if feature_weight else None
+        self.patch_head = head(ours.local_dim, theirs.local_dim) if patch_weight else None
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        student, teacher = batch.student, batch.teacher
-        local_BLD = resample_grid(student.local_BLD, student.grid, teacher.grid)
-        token_BD = self.token_head(student.global_BD)
-        parts = {"token": F.mse_loss(token_BD, teacher.global_BD)}
+        (ours_BLD, theirs_BLD), theirs_BD = local_features(batch), batch.teacher.global_BD.detach()
+        ours_BD = self.token_head(batch.student.global_BD)
+        parts = {"token": F.mse_loss(ours_BD, theirs_BD)}
         if self.feature_head is not None:
-            ours = torch.cat([token_BD[:, None], self.feature_head(local_BLD)], dim=1)
-            parts["feature"] = F.mse_loss(ours, torch.cat([teacher.global_BD[:, None], teacher.local_BLD], dim=1))
+            parts["feature"] = F.mse_loss(
+                torch.cat([ours_BD, self.feature_head(ours_BLD).flatten(1)], dim=1),
+                torch.cat([theirs_BD, theirs_BLD.flatten(1)], dim=1),
+            )
         if self.patch_head is not None:
-            mask_BL = draw_mask(*local_BLD.shape[:2], self.mask_ratio, self.mask_share, batch.generator())
-            mask_BL = mask_BL.to(local_BLD.device)
-            parts["patch"] = F.mse_loss(self.patch_head(local_BLD[mask_BL]), teacher.local_BLD[mask_BL])
+            pictures, places = ours_BLD.shape[:2]
+            mask_BL = draw_mask(pictures, places, self.mask_ratio, self.mask_share, batch.generator())
+            mask_BL = mask_BL.to(ours_BLD.device)
+            parts["patch"] = F.mse_loss(self.patch_head(ours_BLD[mask_BL]), theirs_BLD[mask_BL])
         return {**parts, "loss": torch.stack([self.weights[name] * part for name, part in parts.items()]).sum()}
 
 

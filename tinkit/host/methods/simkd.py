@@ -15,6 +15,7 @@ token, which no term reaches; then add one that does, for example `simkd+mse`.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tinkit.host.features import Features
 from tinkit.host.pair import Batch, Pair
 from tinkit.host.taps import resample_map
 
@@ -48,15 +49,16 @@ class SimKD(nn.Module):
         )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        student, teacher = batch.student, batch.teacher
-        height, width = map(min, student.grid, teacher.grid)
-        ours, theirs = (resample_map(as_map(f), (height, width)) for f in (student, teacher))
-        feature = F.mse_loss(self.projector(ours), theirs)
+        ours, theirs = as_map(batch.student), as_map(batch.teacher).detach()
+        height, width = map(min, ours.shape[-2:], theirs.shape[-2:])
+        feature = F.mse_loss(self.projector(resample_map(ours, (height, width))), resample_map(theirs, (height, width)))
         return {"feature": feature, "loss": feature}
 
 
-def as_map(features) -> Tensor:
+def as_map(features: Features) -> Tensor:
     """Local features (B,L,D) as a map (B,D,H,W)."""
+    if features.local_BLD is None or features.grid is None:
+        raise ValueError("this method needs local features of student and teacher")
     return features.local_BLD.transpose(1, 2).unflatten(2, features.grid)
 
 

@@ -13,11 +13,12 @@ How W stays orthonormal is a question of price: the paper has the exponential of
 Householder map. Two cheap exact ways are here, both one Gram matrix and one triangular solve. "cholesky" (default): W is
 the orthonormal factor of a free matrix V, W = V L^-T with L L^T = V^T V, never formed, as z W^T = (z L^-1) V^T; the scale
 of V does not matter (nor does its weight decay), and L is float64, because V^T V squares the condition of V. "householder":
-the reflections of the code in compact form. On random pairs with AdamW the first got to a given loss sooner.
-Forward + backward of the projection alone, median CPU ms; largest |W^T W - I| after n steps of AdamW, lr 5e-3; batch 64,
-float32, one thread of an AMD EPYC shared with other work, torch 2.15.0, 3 to 100 steps:
+the reflections of the code in compact form; cheaper still, but slower to fit random linear teachers (48 -> 160, 64 -> 64,
+AdamW with lr 5e-4 to 5e-3, three seeds), so not the default. Forward + backward of the projection alone, median CPU ms
+over 3 (matrix_exp), 7 (torch's own householder, cayley) or 100 steps, and max |W^T W - I| after 100 steps of AdamW, lr
+5e-3; batch 64, float32, one thread of an AMD EPYC shared with other work, torch 2.15.0:
 
-                                     192 -> 1280    384 -> 1280    96 -> 320   |W^T W - I|, 96 -> 320, n = 100
+                                     192 -> 1280    384 -> 1280    96 -> 320   max |W^T W - I| (96 -> 320)
     a linear layer, no constraint            1.6            2.8          0.4   2.8
     cholesky                                 9.6             36          1.5   9e-8
     householder, compact                     6.0             18          1.2   9e-7
@@ -82,7 +83,7 @@ class VkD(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         student, teacher = batch.student, batch.teacher
-        ours_BD, theirs_BD = self.projection(student.global_BD), teacher.global_BD
+        ours_BD, theirs_BD = self.projection(student.global_BD), teacher.global_BD.detach()
         if self.norm == "layernorm":
             theirs_BD = F.layer_norm(theirs_BD, theirs_BD.shape[-1:])
         elif self.norm == "standardise":
@@ -92,7 +93,7 @@ class VkD(nn.Module):
         parts = {"feature": F.smooth_l1_loss(ours_BD, theirs_BD)}
         loss = self.alpha * parts["feature"]
         if self.gamma and student.logits_BC is not None and teacher.logits_BC is not None:
-            parts["kl"] = self.tau**2 * soft_kl(student.logits_BC, teacher.logits_BC, self.tau)
+            parts["kl"] = self.tau**2 * soft_kl(student.logits_BC, teacher.logits_BC.detach(), self.tau)
             loss = loss + self.gamma * parts["kl"]
         return {**parts, "loss": loss}
 
