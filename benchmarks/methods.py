@@ -2,9 +2,9 @@
 
     python benchmarks/methods.py FOLDER_WITH_TARS [--rows a,b] [--study] [--jobs 2] [--write docs/methods.md]
 
-CIFAR-10: 4,000 training pictures (a twentieth of them is distill's own monitor), 1,000 for choosing the learning rate,
+CIFAR-10: 3,000 training pictures (a twentieth of them is distill's own monitor), 1,000 for choosing the learning rate,
 2,000 held out; out of distribution 1,000 of PACS. Teacher EfficientNet-Lite0 (ImageNet) at 96 px, student
-mobilenetv3_small_100 at 64 px from random weights, 2 cached views, batch 64. Every row gets the same three rates, each a
+mobilenetv3_small_050 at 64 px from random weights, 2 cached views, batch 64. Every row gets the same three rates, each a
 third of the length with seed 0; the best kNN on the validation pictures is taken. Held-out pictures are looked at once,
 by each finished final run. --study compares the mappings of tintem instead (docs/mapping.md).
 
@@ -267,8 +267,8 @@ def parse():
     parser.add_argument("--rows", help="some rows only, with commas between")
     parser.add_argument("--study", action="store_true", help="the study of the mapping instead")
     parser.add_argument("--seeds", type=int, default=3, help="at most so many")
-    parser.add_argument("--epochs", type=int, default=9)
-    parser.add_argument("--pictures", type=int, default=400, help="training pictures a class")
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--pictures", type=int, default=300, help="training pictures a class")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once; 0: only the table of what is there")
     parser.add_argument("--write", help="save the table as Markdown here, and as JSON beside it")
     parser.add_argument("--job", help=argparse.SUPPRESS)
