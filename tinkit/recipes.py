@@ -68,6 +68,7 @@ class Target:
     io: str = "float32"
     batch: Batch = Batch()
     local: bool = False
+    head: bool = False  # set by export, for a student that kept its classifier
     pixel_gate: float = 2.0
 
     def __post_init__(self):
@@ -81,7 +82,11 @@ class Target:
 
     @property
     def outputs(self):
-        return ("embedding", "local") if self.local else ("embedding",)
+        return ("embedding",) + ("logits",) * self.head + ("local",) * self.local
+
+    def gate_of(self, output):
+        """The gate of an output; logits without one of their own are held to the embedding's."""
+        return self.gate["embedding"] if output == "logits" and output not in self.gate else self.gate[output]
 
     def to_json(self):
         """Plain data that travels; the path of the file stays here."""

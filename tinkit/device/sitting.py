@@ -34,7 +34,7 @@ def sit_exam(bundle, runtime, conditions=None, rehearsal=""):
         at = dict(conditions or {}, batch=batch)
         for output in target.outputs:
             reference = _reference(exam, output, answers)
-            gate = target.gate[output]
+            gate = target.gate_of(output)
             name = "{}, batch {}".format(hop, batch)
             hops.append(compare_answers(name, output, answers[output], reference, exam.names, gate, at))
     if rehearsal:

@@ -54,6 +54,7 @@ def export(run=None, target="onnx-fp32", out=None, exam=None, deploy_only=False,
     say(f"target   {wanted.name} ({wanted.path})")
 
     student, preprocessing = opened.student(), Preprocessing.from_json(opened.record["student"]["preprocessing"])
+    wanted = replace(wanted, head=student.head is not None)
     questions, notes = _questions(opened, preprocessing, exam, pictures)
     answers = student_answers(student, questions.pixels, preprocessing, wanted.local)
     complete = replace(questions, answers=answers)
@@ -99,9 +100,11 @@ def count_macs(deployed, size: int) -> int:
     student = deployed.student
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         features = backbone_features(student.backbone, torch.zeros(1, 3, size, size))
-        for rows in (features.global_BD, features.local_BLD if deployed.local else None):
-            if student.neck is not None and rows is not None:
-                student.neck(rows)
+        embedding_BD = features.global_BD if student.neck is None else student.neck(features.global_BD)
+        if student.head is not None:
+            student.head(embedding_BD)
+        if deployed.local and student.neck is not None:
+            student.neck(features.local_BLD)
     return counter.get_total_flops() // 2
 
 
@@ -136,6 +139,7 @@ def _manifest(run: Run, target: Target, deployed, preprocessing, model_path) -> 
         "target": target.to_json(),
         "tensors": tensors_of(model),
         "preprocessing": preprocessing.to_json(),
+        "classes": record.get("classes") if target.head else None,
         "opset": next(opset.version for opset in model.opset_import if opset.domain == ""),
         "precision": precision_shares(model),
         "student": {

@@ -32,10 +32,12 @@ STRUCTURE = (
 def student_answers(student, pixels_NHWC, preprocessing: Preprocessing, local: bool, batch: int = 32):
     """output -> (N, ...) float32 of the student in PyTorch, in eval mode."""
     student.eval()
-    parts: dict[str, list] = {"embedding": [], "local": []}
+    parts: dict[str, list] = {"embedding": [], "logits": [], "local": []}
     for start in range(0, len(pixels_NHWC), batch):
         features = student(torch.from_numpy(normalise(pixels_NHWC[start : start + batch], preprocessing)))
         parts["embedding"].append(features.global_BD.numpy())
+        if features.logits_BC is not None:
+            parts["logits"].append(features.logits_BC.numpy())
         if local:
             parts["local"].append(features.local_BLD.numpy())
     return {output: np.concatenate(answers) for output, answers in parts.items() if answers}
@@ -69,7 +71,7 @@ def answer_hops(draft: Bundle, exam: Exam, model_path, hop: str, conditions) -> 
             answers = sitting.answer_exam(draft, runtime, exam.pixels, batch)
             told = {"batch": batch, "reference": REFERENCE, **conditions, **runtime.conditions, **runtime.versions()}
             for output in draft.target.outputs:
-                gate, reference = draft.target.gate[output], _fitting(exam.answers[output], answers[output], output)
+                gate, reference = draft.target.gate_of(output), _fitting(exam.answers[output], answers[output], output)
                 name = f"{hop}, batch {batch}"
                 hops.append(compare_answers(name, output, answers[output], reference, exam.names, gate, told))
     return hops

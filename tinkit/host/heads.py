@@ -1,5 +1,6 @@
 """Linear classifiers: one fitted on the teacher's features where a user has labels, and when the student's may ship."""
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -47,7 +48,9 @@ def fit_head(rows_ND: np.ndarray, labels_N: np.ndarray, classes: int) -> nn.Line
     from sklearn.linear_model import LogisticRegression
 
     mean_D, std_D = rows_ND.mean(0), rows_ND.std(0) + 1e-6
-    model = LogisticRegression(max_iter=200, tol=1e-3).fit((rows_ND - mean_D) / std_D, labels_N)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The number of unique classes")  # few labels a class is what few labels means
+        model = LogisticRegression(max_iter=200, tol=1e-3).fit((rows_ND - mean_D) / std_D, labels_N)
     weight, bias = model.coef_, model.intercept_
     if len(model.classes_) == 2:  # one row for two classes
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2

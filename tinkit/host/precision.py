@@ -30,6 +30,7 @@ def to_fp16(model, io: str = "float32"):
     wanted = onnx.ModelProto()
     wanted.CopyFrom(model)
     notes = _constant_notes(wanted)
+    _part_outputs(wanted.graph)
     casts = {
         node.name for node in wanted.graph.node if node.op_type == "Cast" and node.attribute[0].i == TensorProto.FLOAT
     }
@@ -49,6 +50,19 @@ def to_fp16(model, io: str = "float32"):
             next_step="use an fp32 target",
         ) from None
     return half, notes
+
+
+def _part_outputs(graph) -> None:
+    """An output that the graph itself reads on (the embedding, by a head) gets a node of its own: the converter casts
+    outputs back to fp32 and would hand that to the reader."""
+    read = {name for node in graph.node for name in node.input}
+    for output in graph.output:
+        if output.name in read:
+            inner = output.name + "/inner"
+            for node in graph.node:
+                for names in (node.input, node.output):
+                    names[:] = [inner if name == output.name else name for name in names]
+            graph.node.append(helper.make_node("Identity", [inner], [output.name], name=output.name + "/out"))
 
 
 def _constant_notes(model) -> list[str]:
