@@ -5,6 +5,7 @@
 Student, sizes and batch of benchmarks/methods.py; the teacher's features are random numbers of the right shapes, so
 neither pictures nor the teacher's own pass count. One thread; a step is forward, loss, backward, AdamW. The steps of all
 methods take turns, so that a machine that slows down slows all alike, and the clock counts this process's own time.
+A method that trains the lower layers alone (fitnet) can be cheaper than the bare step, which goes back through all.
 Parameters are those that are trained beside the student, its classifier included where a method wants one.
 """
 
@@ -143,7 +144,9 @@ def table(medians, parameters):
     lines += ["|---|---|---|---|---|", f"| {BARE} | {bare:.0f} | - | - | - |"]
     for name, value in medians.items():
         if name != BARE:
-            lines.append(f"| {name} | {value:.0f} | {value - bare:.0f} | {value / bare:.2f} | {parameters[name]:,} |")
+            lines.append(
+                f"| {name} | {value:.0f} | {round(value - bare)} | {value / bare:.2f} | {parameters[name]:,} |"
+            )
     return "\n".join(lines)
 
 

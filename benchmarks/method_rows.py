@@ -54,7 +54,7 @@ ROWS = {
 
 # The study of the mapping: where it comes from, centred or not, and a direct term on the cosines.
 STUDY = {
-    f"{mapping}, {'centred' if center else 'not centred'}{', cosines' if weight else ''}": (
+    f"{mapping} {'centred' if center else 'not centred'}{' + cosines' if weight else ''}": (
         {"mapping": mapping, "center": center, "cosines_weight": weight},
         3,
     )

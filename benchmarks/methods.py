@@ -52,6 +52,19 @@ def prepare(data, work, per_class):
         files.write_json(own, measure(teacher, teacher, labels, CORRUPTIONS))
 
 
+def refuse_other_networks(work):
+    """A work folder belongs to one pair of networks at one size: results of another would be taken for these."""
+    path = os.path.join(work, "networks.json")
+    ours = {"teacher": TEACHER, "teacher_size": TEACHER_SIZE, "student": STUDENT, "student_size": STUDENT_SIZE}
+    if not os.path.exists(path):
+        files.write_json(path, ours)
+    theirs = files.read_json(path, "The networks of the work folder")
+    if theirs != ours:
+        raise TinkitError(
+            "This work folder belongs to other networks.", where=work, seen=str(theirs), next_step="another --work"
+        )
+
+
 def pictures_folder(work, per_class):
     return os.path.join(work, f"pictures-{per_class}")
 
@@ -242,7 +255,7 @@ def load_results(work):
     }
 
 
-def conditions(budget, arguments, summary):
+def conditions(budget, summary):
     import torch
 
     commits = sorted({run["commit"] for row in summary for run in row["runs"]})
@@ -254,9 +267,9 @@ def conditions(budget, arguments, summary):
         f"2 cached views, batch 64; rate by validation kNN after {budget.tuning_epochs} epochs with seed 0, from "
         f"{', '.join(f'{rate:g}' for rate in RATES)}. Mean ± sd over seeds. kNN: k = 10; AUROC: cosine to the nearest "
         f"training picture; corruptions of the held-out pictures at 32 px, mean of {', '.join(CORRUPTIONS)}. "
-        f"ms a step (with {arguments.jobs} runs at once), parameters and peak memory of the process: medians over a row's "
-        f"runs. torch {torch.__version__.split('+')[0]}, {where}, {os.cpu_count()} cores; "
-        f"commit {', '.join(commits) or 'unknown'}."
+        f"ms a step (other runs went on beside it: benchmarks/method_cost.py compares the methods' cost), parameters and "
+        f"peak memory of the process: medians over a row's runs. torch {torch.__version__.split('+')[0]}, {where}, "
+        f"{os.cpu_count()} cores; commit {', '.join(commits) or 'unknown'}."
     )
 
 
@@ -289,13 +302,14 @@ def main():
     if arguments.job:
         print(json.dumps(run_job(Job.from_json(arguments.job), arguments.work)))
         return 0
+    refuse_other_networks(arguments.work)
     budget = Budget(arguments.epochs, arguments.seeds, arguments.pictures)
     this_file(arguments, ["--prepare"], os.path.join(arguments.work, "logs", "prepare.txt"))
     results = load_results(arguments.work)
     failed = work_off(rows, results, budget, arguments)
     summary = summarise(rows, results, failed, budget)
     own = os.path.join(evaluation_folder(arguments.work, arguments.pictures), "teacher.json")
-    teacher, text = files.read_json(own, "The teacher's numbers"), conditions(budget, arguments, summary)
+    teacher, text = files.read_json(own, "The teacher's numbers"), conditions(budget, summary)
     table = markdown(summary, teacher)
     print(table + "\n\n" + text)
     for row in summary:
@@ -314,3 +328,7 @@ if __name__ == "__main__":
         sys.exit(main())
     except KeyboardInterrupt:
         sys.exit("Stopped; the same command goes on from here.")
+    except (TinkitError, RuntimeError) as error:  # on one line: the process above shows the last one
+        if os.environ.get("TINKIT_DEBUG"):
+            raise
+        sys.exit("; ".join(line.strip() for line in str(error).splitlines()))

@@ -179,7 +179,7 @@ def test_a_failure_is_not_tried_twice_and_a_diverged_rate_is_not_chosen():
 def test_equal_settings_share_their_runs_and_other_settings_do_not():
     rows = {"a": TRAINED, "the same": TRAINED, "b": ({"method": "mse"}, 1)}
     assert len(ready_jobs(rows, {}, {}, BUDGET)) == 2 * len(RATES)
-    default, centred = ROWS["tintem (default)"], STUDY["pca, centred"]
+    default, centred = ROWS["tintem (default)"], STUDY["pca centred"]
     assert [j.key for j in plan(default, {}, {}, BUDGET).ready] == [j.key for j in plan(centred, {}, {}, BUDGET).ready]
     keys = [job.key for job in ready_jobs({**ROWS, **STUDY}, {}, {}, BUDGET)]
     assert len(keys) == len(set(keys))
@@ -198,6 +198,7 @@ def test_a_job_survives_its_way_to_another_process():
 def test_every_row_is_something_that_distill_takes():
     from tinkit.host.settings import Settings
 
+    assert not [name for name in (*ROWS, *STUDY) if "," in name]  # --rows has commas between
     for settings, seeds in [*ROWS.values(), *STUDY.values()]:
         assert seeds in (1, 3)
         if settings is not None:
