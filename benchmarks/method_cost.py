@@ -52,9 +52,8 @@ def method_step(settings, images_BCHW, teacher):
     from tinkit.host.loop import Distiller, make_optimizer
     from tinkit.host.objective import Objective, label_weight, wanted
     from tinkit.host.pair import Pair
-    from tinkit.host.prepare import _side
     from tinkit.host.settings import Settings
-    from tinkit.host.taps import tap_indices
+    from tinkit.host.taps import side_of, tap_indices
 
     settings = Settings(images="none", **settings)
     terms, labelled = settings.terms(), settings.labels is not None
@@ -68,7 +67,7 @@ def method_step(settings, images_BCHW, teacher):
         student.set_head(torch.nn.Linear(student.dim, classes))
     with torch.no_grad():
         ours = student.eval()(images_BCHW)
-    pair = Pair(_side(ours), _side(teacher), classes, 4000, 9)
+    pair = Pair(side_of(ours), side_of(teacher), classes, 4000, 9)
     head = sum(p.numel() for p in student.head.parameters()) if student.head is not None else 0
     distiller = Distiller(student.train(), Objective(terms, pair, share).train()).to(memory_format=torch.channels_last)
     distiller.method.fit(lambda: iter([teacher] * 4))

@@ -9,7 +9,7 @@ from torch import nn
 from tinkit.errors import TinkitError
 from tinkit.host.features import backbone_features
 from tinkit.host.student import build_student
-from tinkit.host.taps import describe, match_taps, resample_map, tap_indices, tapped_features
+from tinkit.host.taps import match_taps, resample_map, side_of, tap_indices, tapped_features
 
 
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_vit", "mobilenetv3_small_050"])
@@ -22,7 +22,7 @@ def test_taps_come_in_the_same_pass_and_leave_the_features_as_they_are(name):
         plain = backbone_features(backbone, images)
     assert torch.equal(tapped.global_BD, plain.global_BD)
     assert torch.equal(tapped.local_BLD, plain.local_BLD)
-    taps = describe(tapped)
+    taps = side_of(tapped).taps
     assert 3 <= len(taps) <= 5
     assert all(tapped.taps[tap.name].shape == (2, tap.channels, *tap.grid) for tap in taps)
     assert [tap.grid for tap in taps] == sorted((tap.grid for tap in taps), reverse=True)

@@ -148,7 +148,9 @@ def _finish(state: State, parts: Parts, settings, out, record, prepared, progres
     mapping, fit = method.mapping, None
     if mapping is None:
         mapping, fit = _map_afterwards(student, parts, device, progress)
+    extra = sum(p.numel() for p in best.parameters())  # less what ships, below: the parts that only trained
     _keep_head(student, method, settings)
+    extra -= sum(p.numel() for p in student.parameters())
     student_ND = heldout.embed(student, parts.held_out, device)
     mapped_ND = heldout.map_all(mapping, parts.held_out, device)
     teacher_ND = parts.held_out.teacher.global_BD.numpy()
@@ -185,7 +187,7 @@ def _finish(state: State, parts: Parts, settings, out, record, prepared, progres
             "mapping": None if mapping is None else mapping.spec.to_json(),
             "fitted_afterwards": fit,
             "learning_rate": peak_learning_rate(settings, student),
-            "extra_parameters": sum(p.numel() for p in method.parameters()),
+            "extra_parameters": extra,
         },
         images={
             "root": pictures.root,

@@ -15,19 +15,18 @@ from torch.utils.data import DataLoader
 
 from tinkit.errors import TinkitError
 from tinkit.host import heldout
-from tinkit.host.features import Features
 from tinkit.host.heads import check_head, head_on_teacher
 from tinkit.host.images import Picture, Pictures, require_folder, scan, split
 from tinkit.host.labels import read_labels
 from tinkit.host.loop import Cached, FeatureSource, Live, WithHead, worker_count
 from tinkit.host.objective import Objective, label_weight, wanted
-from tinkit.host.pair import Pair, Side
+from tinkit.host.pair import Pair
 from tinkit.host.progress import Progress
 from tinkit.host.sample import Sample
 from tinkit.host.settings import Settings
 from tinkit.host.store import FeatureStore, ignore_interrupt, open_or_build
 from tinkit.host.student import Student, build_student
-from tinkit.host.taps import describe, tap_indices
+from tinkit.host.taps import side_of, tap_indices
 from tinkit.host.teacher import Teacher, class_names, load_teacher, require_parts
 from tinkit.host.views import EVALUATION, AllViews, ViewPolicy, Views, collate, refuse_broken
 
@@ -177,20 +176,14 @@ def _pair(teacher, student, teacher_parts, labels, pictures, settings: Settings)
     ours = student(torch.zeros(1, 3, student.spec.size, student.spec.size))
     student.train()
     return Pair(
-        _side(ours),
-        _side(theirs),
+        side_of(ours),
+        side_of(theirs),
         student.spec.classes if labels is None else len(labels.classes),
         len(pictures),
         settings.epochs,
         settings.teacher_global == "pooled",
         settings.seed,
     )
-
-
-def _side(features: Features) -> Side:
-    local_BLD = features.local_BLD
-    width, grid = (None, None) if local_BLD is None else (local_BLD.shape[2], features.grid)
-    return Side(features.global_BD.shape[1], width, grid, describe(features))
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import torch
 
 from tinkit.errors import TinkitError
 from tinkit.host.features import Features, features_of
-from tinkit.host.pair import Pair, Tap
+from tinkit.host.pair import Pair, Side, Tap
 
 MOST = 4  # taps of a network without stages (ViT)
 
@@ -46,9 +46,12 @@ def tapped_features(backbone, images_BCHW, indices) -> Features:
     return features
 
 
-def describe(features: Features) -> tuple[Tap, ...]:
-    """The taps of computed features."""
-    return tuple(Tap(name, m.shape[1], (m.shape[2], m.shape[3])) for name, m in features.taps.items())
+def side_of(features: Features) -> Side:
+    """The shapes of computed features, taps included."""
+    local_BLD = features.local_BLD
+    width, grid = (None, None) if local_BLD is None else (local_BLD.shape[2], features.grid)
+    taps = tuple(Tap(name, m.shape[1], (m.shape[2], m.shape[3])) for name, m in features.taps.items())
+    return Side(features.global_BD.shape[1], width, grid, taps)
 
 
 def match_taps(pair: Pair) -> list[tuple[Tap, Tap]]:
