@@ -18,6 +18,11 @@ def several() -> bool:
     return processes.is_available() and processes.is_initialized() and processes.get_world_size() > 1
 
 
+def rank() -> int:
+    """The number of this process among several; 0 when it is alone."""
+    return processes.get_rank() if several() else 0
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from tinkit.host.features import Features
+from tinkit.host.gather import rank
 
 
 @dataclass(frozen=True)
@@ -58,5 +59,5 @@ class Batch:
     seed: int = 0
 
     def generator(self) -> torch.Generator:
-        """Randomness of this step alone, on the CPU: the same after a resume, and on every device."""
-        return torch.Generator().manual_seed((self.seed * 1_000_003 + self.step) % 2**63)
+        """Randomness of this step and process alone, on the CPU: the same after a resume, and on every device."""
+        return torch.Generator().manual_seed(((self.seed * 1_000_003 + self.step) * 1_009 + rank()) % 2**63)

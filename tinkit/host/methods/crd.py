@@ -90,10 +90,7 @@ class CRD(nn.Module):
         return parts
 
     def _others(self, batch: Batch, index_B):
-        """Numbers of the negatives (B, K): never the picture's own, however often it stands in the batch.
-
-        Every process draws the same (B, K): its pictures are others, so the drawing need not be.
-        """
+        """Numbers of the negatives (B, K): never the picture's own, however often it stands in the batch."""
         others = len(self.bank_student_NE) - 1
         if self.negatives == others:
             draws_BK = torch.arange(others).expand(len(index_B), -1)
