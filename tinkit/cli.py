@@ -115,14 +115,15 @@ def distill(images, out, resume, **given):
         f"student  {result.student}, {result.epochs} epochs on {result.pictures} pictures, {result.seconds:.0f} s"
     )
     found = result.metrics
+    if "cosine_mean" in found:
+        seen = f"cosine to the mapped teacher {found['cosine_mean']:.3f} (p1 {found['cosine_p1']:.3f})"
+    elif "fitted_cosine_mean" in found:
+        seen = f"cosine to a mapping fitted afterwards {found['fitted_cosine_mean']:.3f}"
+    else:
+        seen = "no mapping"
     click.echo(
-        "held out "
-        + (
-            f"cosine to the mapped teacher {found['cosine_mean']:.3f} (p1 {found['cosine_p1']:.3f}), "
-            if "cosine_mean" in found
-            else "no mapping, "
-        )
-        + f"share of the {found['neighbours']} nearest neighbours in common with the teacher {found['neighbour_overlap']:.2f}"
+        f"held out {seen}, "
+        f"share of the {found['neighbours']} nearest neighbours in common with the teacher {found['neighbour_overlap']:.2f}"
     )
     if result.skipped:
         click.echo(f"skipped  {result.skipped} unreadable files, listed in {os.path.join(result.run, 'run.json')}")

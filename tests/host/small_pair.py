@@ -1,8 +1,11 @@
 """A tiny teacher and student for the tests: real timm networks, random weights, 32 pixels, seconds to train."""
 
+import itertools
+
 import timm
 import torch
 
+from tinkit.host import distill as distill_module
 from tinkit.host.weights import write_weights
 
 TEACHER = STUDENT = "test_efficientnet"
@@ -28,3 +31,13 @@ def teacher_weights(folder, classes=0):
     path = str(folder / "teacher.safetensors")
     write_weights(path, network.state_dict())
     return path
+
+
+def stopped_after(patched, steps):
+    """Training is asked to stop after so many steps, as by Ctrl-C."""
+    real, asked = distill_module.train, itertools.count(1)
+
+    def train(*arguments):
+        return real(*arguments[:-2], lambda: next(asked) >= steps, arguments[-1])
+
+    patched.setattr(distill_module, "train", train)

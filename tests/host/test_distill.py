@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_pair import SMALL, STUDENT, teacher_weights
+from small_pair import SMALL, STUDENT, stopped_after, teacher_weights
 
 import tinkit
 from tinkit import files
@@ -134,22 +134,12 @@ def test_ema_is_what_ships(photos, pair, tmp_path):
     assert any(not torch.equal(a[name], b[name]) for name in a)
 
 
-def stop_after(patched, steps):
-    """Stands in for Ctrl-C: training is asked to stop after so many steps."""
-    real, asked = distill_module.train, itertools.count(1)
-
-    def train(*arguments):
-        return real(*arguments[:-2], lambda: next(asked) >= steps, arguments[-1])
-
-    patched.setattr(distill_module, "train", train)
-
-
 @pytest.mark.parametrize("extra", [{"ema": 0.9}, {"mapping": "learned", "center": True}])
 def test_resume_equals_no_interruption_bit_for_bit(photos, pair, tmp_path, monkeypatch, extra):
     settings = {**pair, **extra, "epochs": 3}
     whole = tinkit.distill(photos, out=tmp_path / "whole", **settings)
     with monkeypatch.context() as patched:
-        stop_after(patched, 7)  # in the middle of an epoch
+        stopped_after(patched, 7)  # in the middle of an epoch
         with pytest.raises(Interrupted, match="--resume"):
             tinkit.distill(photos, out=tmp_path / "cut", **settings)
     assert not os.path.exists(tmp_path / "cut" / "student.safetensors")
@@ -164,7 +154,7 @@ def test_resume_equals_no_interruption_bit_for_bit(photos, pair, tmp_path, monke
 def test_a_resumed_run_refuses_other_pictures(photos, pair, tmp_path, monkeypatch):
     shutil.copytree(photos, tmp_path / "photos")
     with monkeypatch.context() as patched:
-        stop_after(patched, 7)
+        stopped_after(patched, 7)
         with pytest.raises(Interrupted):
             tinkit.distill(tmp_path / "photos", out=tmp_path / "cut", **pair)
     next((tmp_path / "photos").rglob("*.jpg")).unlink()
@@ -408,7 +398,7 @@ def test_a_mistake_at_the_start_does_not_spoil_the_folder(photos, pair, tmp_path
 
 def test_a_damaged_checkpoint_is_refused(photos, pair, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
-        stop_after(patched, 7)
+        stopped_after(patched, 7)
         with pytest.raises(Interrupted):
             tinkit.distill(photos, out=tmp_path / "cut", **pair)
     path = tmp_path / "cut" / "checkpoint.pt"

@@ -5,7 +5,7 @@ import timm
 import torch
 
 from tinkit.errors import TinkitError
-from tinkit.host.features import backbone_features, features_of, resample_grid
+from tinkit.host.features import as_map, backbone_features, features_of, resample_grid, resample_map
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -98,3 +98,22 @@ def test_growing_keeps_a_linear_ramp_inside():
     ramp = torch.arange(4.0).repeat(4, 1).reshape(1, 16, 1)  # rises from left to right
     seen = resample_grid(ramp, (4, 4), (8, 8)).reshape(8, 8)
     torch.testing.assert_close(seen[:, 1:-1], (torch.arange(1.0, 7) / 2 - 0.25).repeat(8, 1))
+
+
+def test_a_map_is_averaged_when_it_shrinks():
+    map_BCHW = torch.arange(16.0).view(1, 1, 4, 4)
+    assert resample_map(map_BCHW, (2, 2)).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
+    assert resample_map(map_BCHW, (4, 4)) is map_BCHW
+    assert resample_map(map_BCHW, (8, 8)).shape == (1, 1, 8, 8)
+
+
+@pytest.mark.parametrize("wanted", [(2, 3), (4, 5), (6, 4)])
+def test_maps_and_local_features_follow_one_rule(wanted):
+    local = torch.randn(2, 20, 3, generator=torch.Generator().manual_seed(1))
+    as_maps = resample_map(as_map(local, (4, 5)), wanted)
+    assert torch.equal(as_map(resample_grid(local, (4, 5), wanted), wanted), as_maps)
+
+
+def test_a_map_has_its_rows_where_the_grid_has_them():
+    local = torch.arange(12.0).reshape(1, 6, 2)
+    assert as_map(local, (2, 3))[0, :, 1, 0].tolist() == local[0, 3].tolist()

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from small_pair import SMALL, teacher_weights
+from small_pair import SMALL, stopped_after, teacher_weights
 
 import tinkit
 from tinkit.bundle import open_bundle
-from tinkit.errors import TinkitError
+from tinkit.errors import Interrupted, TinkitError
 from tinkit.host.run import load_run
 
 
@@ -27,7 +27,9 @@ def test_labels_bring_cross_entropy_and_classes(photos, pair, tmp_path):
     result = tinkit.distill(photos, out=tmp_path / "run", **{**pair, "method": "kd", "labels": "folders"})
     run = load_run(result.run)
     assert {"kl", "label"} <= set(last_record(result.run))
-    assert run.record["classes"] == sorted({path.parent.name for path in photos.rglob("*.jpg")})
+    dropped = run.record["labels"]["dropped_classes"]  # all their pictures are held out
+    assert sorted(run.record["classes"] + dropped) == sorted({path.parent.name for path in photos.rglob("*.jpg")})
+    assert len(dropped) < 3
     assert run.record["method"]["label_weight"] == pytest.approx(0.1)
     assert run.record["student"]["classes"] is None  # not asked for: the head does not ship
     assert not any(name.startswith("head.") for name in run.student().state_dict())
@@ -70,7 +72,7 @@ def test_imagenet_s_thousand_have_names():
     from tinkit.host.teacher import class_names
 
     class Thousand:
-        classes = 1000
+        classes, named_classes = 1000, True
 
     names = class_names(Thousand())
     assert len(names) == 1000
@@ -83,7 +85,11 @@ def test_imagenet_s_thousand_have_names():
         ({"method": "tcs"}, "--labels folders"),
         ({"method": "kd", "teacher_weights": None}, "no classifier.*--labels"),
         ({"keep_head": True}, "no head to keep"),
-        ({"method": "kd", "labels": "missing.csv"}, "cannot be read"),
+        ({"label_weight": 1.0}, "needs labels"),
+        ({"logits": True}, "no term over logits"),
+        ({"method": "kd", "center": False}, "kd has no center"),
+        ({"method": "vkd", "options": ("norm=batch",)}, "vkd cannot work like this.*options of vkd"),
+        ({"method": "kd", "labels": "missing.csv"}, "is missing"),
         ({"method": "at", "teacher": "onnx"}, "timm teacher"),
     ],
 )
@@ -96,6 +102,7 @@ def test_what_is_missing_comes_with_the_option_that_gives_it(photos, pair, tmp_p
         change.update(teacher=onnx_teacher(tmp_path), teacher_weights=None)
     with pytest.raises(TinkitError, match=f"(?s){words}"):
         tinkit.distill(photos, out=tmp_path / "run", **{**pair, **change})
+    assert not (tmp_path / "stores").exists()  # said before the teacher has seen anything
 
 
 def onnx_teacher(folder):
@@ -117,3 +124,49 @@ def onnx_teacher(folder):
 def test_labels_without_weight_say_so(photos, pair, tmp_path, capsys):
     tinkit.distill(photos, out=tmp_path / "run", **{**pair, "labels": "folders", "quiet": False})
     assert "--label-weight 1" in capsys.readouterr().err
+
+
+def test_a_resumed_run_keeps_its_labels(photos, pair, tmp_path, monkeypatch):
+    names = sorted(str(path.relative_to(photos)) for path in photos.rglob("*.jpg"))
+
+    def write(*classes):
+        lines = [f"{name},{classes[number % len(classes)]}" for number, name in enumerate(names)]
+        (tmp_path / "labels.csv").write_text("\n".join(lines))
+
+    settings = {**pair, "method": "kd", "labels": str(tmp_path / "labels.csv"), "keep_head": True}
+    write("cat", "dog")
+    with monkeypatch.context() as patched:
+        stopped_after(patched, 3)
+        with pytest.raises(Interrupted):
+            tinkit.distill(photos, out=tmp_path / "run", **settings)
+    for others in (("yak", "dog"), ("cat", "dog", "emu")):
+        write(*others)
+        with pytest.raises(TinkitError, match="labels"):
+            tinkit.distill(out=tmp_path / "run", resume=True, quiet=True)
+    write("cat", "dog")
+    assert tinkit.distill(out=tmp_path / "run", resume=True, quiet=True).epochs == pair["epochs"]
+
+
+def test_an_embedding_that_nothing_trains_is_told(photos, pair, tmp_path, capsys):
+    for method, told in (("at", True), ("at+mse", False), ("kd", False)):
+        settings = {**pair, "method": method, "epochs": 1, "quiet": False}
+        tinkit.distill(photos, out=tmp_path / method, **settings)
+        assert ("nothing in at trains the embedding" in capsys.readouterr().err) == told
+
+
+def test_a_mapping_fitted_afterwards_is_not_shown_as_a_target(photos, pair, tmp_path):
+    result = tinkit.distill(photos, out=tmp_path / "run", **{**pair, "method": "mse"})
+    record = load_run(result.run).record
+    assert "cosine_mean" not in result.metrics
+    if record["method"]["mapping"] is not None:
+        assert -1 <= result.metrics["fitted_cosine_mean"] <= 1
+        assert "fitted afterwards" in record["chain"][0]["hop"]
+
+
+def test_what_was_decided_is_in_the_record(photos, pair, tmp_path):
+    settings = {**pair, "method": "kd+mse:2", "options": ("kd.tau=2",), "labels": "folders"}
+    record = load_run(tinkit.distill(photos, out=tmp_path / "run", **settings).run).record
+    kd, mse = record["method"]["terms"]
+    assert kd["options"]["tau"] == 2
+    assert mse["weight"] == 2
+    assert 30 < record["labels"]["train"] < record["labels"]["labelled"] <= 40

@@ -19,6 +19,14 @@ def test_a_picture_s_own_folder_is_its_label_and_one_at_the_top_has_none():
     assert "3 pictures of 2 classes (a, b)" in labels.in_words()
 
 
+def test_a_class_without_a_picture_to_train_on_is_left_out_and_told():
+    labels = read_labels("folders", PICTURES, "/p").within(PICTURES[2:])
+    assert labels.classes == ("b",)
+    assert labels.dropped == ("a",)
+    assert labels.of(PICTURES).tolist() == [-1, -1, 0, -1]
+    assert "no training picture of a" in labels.in_words()
+
+
 def test_a_csv_may_have_a_header_empty_labels_absolute_paths_and_strangers(tmp_path):
     (file := tmp_path / "labels.csv").write_text("path,label\na/1.jpg,dog\n/p/4.jpg, cat\na/2.jpg,\ngone.jpg,dog\n\n")
     labels = read_labels(str(file), PICTURES, "/p")
@@ -33,7 +41,7 @@ def test_a_csv_may_have_a_header_empty_labels_absolute_paths_and_strangers(tmp_p
         ("a/1.jpg,dog\na/2.jpg,dog\n", "two classes"),
         ("a/1.jpg,dog\na/1.jpg,cat\n", "two labels"),
         ("a/1.jpg\n", "not path,label"),
-        ("gone.jpg,dog\n", "names no usable picture"),
+        ("gone.jpg,dog\n", "names no usable picture with a label"),
         ("\xff\xfe".encode("latin-1"), "cannot be read"),
         (None, "cannot be read"),
     ],
@@ -54,6 +62,7 @@ def test_a_head_finds_separable_classes_and_never_says_one_it_has_not_seen(class
     head = fit_head(rows, labels, classes + 1)
     said = head(torch.from_numpy(rows)).argmax(1).numpy()
     assert (said == labels).all()
+    assert head(torch.from_numpy(rows))[:, -1].unique().item() > -100  # below the others, and still a plain logit
     assert not any(parameter.requires_grad for parameter in head.parameters())
 
 

@@ -280,7 +280,7 @@ def test_one_tap_and_one_picture_is_enough(method):
 def test_nonsense_is_refused(method):
     with pytest.raises(ValueError, match="taps"):
         make(method, pair(student=replace(STUDENT, taps=())))
-    with pytest.raises(ValueError, match="weight"):
+    with pytest.raises(ValueError, match="weight must be at least 0, not -1"):
         make(method, weight=-1.0)
     if method is RTK:
         with pytest.raises(ValueError, match="top_k"):

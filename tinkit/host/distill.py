@@ -1,40 +1,29 @@
 """`tinkit distill`: pictures and a teacher in, a run folder with a faithful student out.
 
 The road: scan and split the pictures; load the teacher; build the student; let the teacher see every view once (the
-store, or live with --online); fit the mapping; train; look at the held-out pictures; write the run. Everything that can
+store, or live with --online); fit what the methods fit; train; look at the held-out pictures; write the run. What can
 go wrong says where, and leaves the last good checkpoint; --resume goes on from it.
 """
 
-import contextlib
-import json
 import os
-import platform
 import time
-from dataclasses import replace
 from datetime import datetime, timezone
 
 import torch
 from lightning_fabric import Fabric
 
-import tinkit
 from tinkit import files, workspace
 from tinkit.errors import Interrupted, TinkitError
 from tinkit.host import checkpoint, heldout, run
-from tinkit.host.exam import make_exam
+from tinkit.host.finish import finish
 from tinkit.host.interruption import StopSignal
 from tinkit.host.labels import FOLDERS
 from tinkit.host.log import Log
-from tinkit.host.loop import Distiller, State, make_optimizer, peak_learning_rate, threads_beside, train, worker_count
-from tinkit.host.mapping import Mapping, fit_afterwards
-from tinkit.host.objective import Objective
+from tinkit.host.loop import Distiller, State, make_optimizer, threads_beside, train, worker_count
 from tinkit.host.prepare import Parts, prepare, seeded
 from tinkit.host.progress import Progress
 from tinkit.host.settings import Settings
-from tinkit.host.views import normalise_on_device
-from tinkit.host.weights import write_weights
 from tinkit.results import DistillResult
-
-EXAM_PICTURES = 64
 
 
 def distill(images=None, out=None, resume=False, quiet=False, **settings) -> DistillResult:
@@ -74,11 +63,20 @@ def _distill(settings: Settings, out, resume, progress: Progress, stop) -> Disti
         saved = checkpoint.load(out) if resume else None
         if saved is not None:
             _refuse_others(saved, parts, out)
-            state.load_state_dict(saved)
+            try:
+                state.load_state_dict(saved)
+            except (RuntimeError, KeyError, ValueError) as error:
+                raise TinkitError(
+                    "The checkpoint does not fit this version of tinkit.",
+                    where=out,
+                    seen=str(error).splitlines()[0][:200],
+                    next_step="finish the run with the version that began it, or start a new one",
+                ) from None
             progress.say(f"resumed at epoch {state.epoch + 1}, step {state.step}")
         prepared = time.monotonic() - began
         _train_with_records(state, parts, settings, out, fabric, progress, stop)
-        return _finish(state, parts, settings, out, record, prepared, progress, fabric.device)
+        record["timings"] = {"prepare_s": prepared}
+        return finish(state, parts, settings, out, record, progress, fabric.device)
 
 
 def _train_with_records(state: State, parts: Parts, settings, out, fabric, progress, stop) -> None:
@@ -127,135 +125,21 @@ def _train_with_records(state: State, parts: Parts, settings, out, fabric, progr
 
 
 def _trained_on(parts: Parts) -> str:
-    """One hash of the training pictures and the teacher: a run goes on with these or not at all."""
+    """One hash of the training pictures, their labels and the teacher: a run goes on with these or not at all."""
     contents = [picture.content for picture in parts.train]
-    return files.sha256_of_json({"pictures": contents, "teacher": parts.teacher.identity})
+    labels = None if parts.labels is None else [list(parts.labels.classes), parts.labels.of(parts.train).tolist()]
+    return files.sha256_of_json({"pictures": contents, "labels": labels, "teacher": parts.teacher.identity})
 
 
 def _refuse_others(saved, parts: Parts, out) -> None:
     if saved.get("trained_on") != _trained_on(parts):
         raise TinkitError(
-            "The pictures or the teacher are not those that the run was started with.",
+            "The pictures, their labels or the teacher are not those that the run was started with.",
             where=out,
-            seen=f"{len(parts.train)} training pictures, teacher {parts.teacher.identity['name']}",
+            seen=f"{len(parts.train)} training pictures, teacher {parts.teacher.identity['name']}"
+            + ("" if parts.labels is None else f", {parts.labels.in_words()}"),
             next_step="restore them, or start a new run",
         )
-
-
-def _finish(state: State, parts: Parts, settings, out, record, prepared, progress, device) -> DistillResult:
-    best = state.best
-    student, method = best.student.eval(), best.method.eval()
-    mapping, fit = method.mapping, None
-    if mapping is None:
-        mapping, fit = _map_afterwards(student, parts, device, progress)
-    extra = sum(p.numel() for p in best.parameters())  # less what ships, below: the parts that only trained
-    _keep_head(student, method, settings)
-    extra -= sum(p.numel() for p in student.parameters())
-    student_ND = heldout.embed(student, parts.held_out, device)
-    mapped_ND = heldout.map_all(mapping, parts.held_out, device)
-    teacher_ND = parts.held_out.teacher.global_BD.numpy()
-    held = parts.held_pictures[:EXAM_PICTURES]
-    exam = make_exam([(p.path, p.name) for p in held], student.spec.preprocessing)
-    write_weights(os.path.join(out, run.STUDENT), student.state_dict())
-    written = [run.STUDENT, run.EXAM]
-    if mapping is not None and mapped_ND is not None:
-        spec = mapping.spec.to_json()
-        write_weights(os.path.join(out, run.MAPPING), mapping.state_dict(), {"mapping": json.dumps(spec)})
-        exam = replace(exam, mapped=mapped_ND[: len(held)])
-        written.append(run.MAPPING)
-    files.write_npz(os.path.join(out, run.EXAM), exam.to_arrays())
-    metrics = heldout.metrics(student_ND, mapped_ND, teacher_ND)
-    hashes = {name: files.sha256_of_file(os.path.join(out, name)) for name in written}
-    pictures = parts.pictures
-    record.update(
-        status="finished",
-        finished=_now(),
-        id=hashes[run.STUDENT][:16],
-        student={
-            "architecture": settings.student,
-            "size": student.spec.size,
-            "dim": student.spec.dim,
-            "preprocessing": student.spec.preprocessing.to_json(),
-            "classes": student.spec.classes,
-        },
-        classes=parts.classes,
-        teacher=parts.teacher.identity,
-        method={
-            "name": settings.method,
-            "terms": method.describe(),
-            "label_weight": method.label_weight,
-            "mapping": None if mapping is None else mapping.spec.to_json(),
-            "fitted_afterwards": fit,
-            "learning_rate": peak_learning_rate(settings, student),
-            "extra_parameters": extra,
-        },
-        images={
-            "root": pictures.root,
-            "usable": len(pictures.usable),
-            "train": len(parts.train),
-            "heldout": len(parts.held_pictures),
-            "others": pictures.others,
-            "skipped": [{"name": name, "reason": reason} for name, reason in pictures.skipped],
-        },
-        metrics=metrics,
-        history=state.history,
-        chain=[
-            hop.to_json() for hop in heldout.chain(student_ND, mapped_ND, teacher_ND, parts.held_out.names, bool(fit))
-        ],
-        timings={
-            "prepare_s": prepared,
-            "train_s": state.seconds,
-            "images_per_s": state.step * settings.batch_size / max(state.seconds, 1e-9),
-        },
-        machine={
-            "node": platform.machine(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "device": str(device),
-        },
-        versions=_versions(),
-        files=hashes,
-    )
-    files.write_json(os.path.join(out, workspace.RUN_RECORD), record)
-    with contextlib.suppress(OSError):
-        os.unlink(os.path.join(out, checkpoint.CHECKPOINT))
-    progress.say(f"student in {out}")
-    return DistillResult(
-        run=str(out),
-        student=settings.student,
-        teacher=settings.teacher,
-        method=settings.method,
-        epochs=state.epoch,
-        pictures=len(pictures.usable),
-        skipped=len(pictures.skipped),
-        metrics=metrics,
-        seconds=prepared + state.seconds,
-    )
-
-
-def _map_afterwards(student, parts: Parts, device, progress) -> tuple[Mapping | None, dict | None]:
-    """For a method that maps student to teacher, or nothing: a mapping in closed form, labelled so."""
-    progress.say("fitting a mapping from teacher to student (the method has none)")
-    embeddings = []
-    with torch.no_grad():
-        for pixels in parts.sample.pixels(student.spec.preprocessing):
-            images = normalise_on_device(pixels.to(device), student.spec.preprocessing)
-            embeddings.append(student(images).global_BD.float().cpu())
-    found = fit_afterwards(parts.sample.globals(), torch.cat(embeddings).numpy())
-    if found is None:
-        progress.say("no mapping: a linear map from the teacher explains nothing of the student on pictures kept aside")
-        return None, None
-    mapping, share = found
-    progress.say(f"mapping fitted afterwards: it explains {share:.2f} of the student's variance on pictures kept aside")
-    return mapping.to(device), {"explained": share, "pictures": len(parts.sample.pictures)}
-
-
-def _keep_head(student, method: Objective, settings) -> None:
-    """The classifier goes with the student when asked for: its own, or the one that a method brings."""
-    if not settings.keep_head:
-        student.set_head(None)
-    elif method.head() is not None:
-        student.set_head(method.head())
 
 
 def _settings(images, out, resume, given) -> tuple[Settings, str]:
@@ -323,17 +207,6 @@ def _tensorboard(out):
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(os.path.join(out, "tensorboard"))
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    names = ("torch", "torchvision", "timm", "lightning-fabric", "numpy", "pillow")
-    return {
-        "tinkit": tinkit.__version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in names},
-    }
 
 
 def _now() -> str:

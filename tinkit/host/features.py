@@ -10,6 +10,8 @@ import torch
 
 from tinkit.errors import TinkitError
 
+LOCAL_ONLY = ("local",)  # the parts of a teacher's features beside the global one, where nothing else is asked for
+
 
 @dataclass
 class Features:
@@ -71,9 +73,19 @@ def resample_grid(local_BLD, grid, wanted):
     """Local features on another grid: area average when shrinking, bilinear when growing. (B,L,D) -> (B,L',D)."""
     if grid == wanted:
         return local_BLD
-    map_BDHW = local_BLD.transpose(1, 2).unflatten(2, grid)
-    if wanted[0] <= grid[0] and wanted[1] <= grid[1]:
-        map_BDHW = torch.nn.functional.adaptive_avg_pool2d(map_BDHW, wanted)
-    else:
-        map_BDHW = torch.nn.functional.interpolate(map_BDHW, size=wanted, mode="bilinear", align_corners=False)
-    return map_BDHW.flatten(2).transpose(1, 2)
+    return resample_map(as_map(local_BLD, grid), wanted).flatten(2).transpose(1, 2)
+
+
+def resample_map(map_BCHW: torch.Tensor, wanted: tuple[int, int]) -> torch.Tensor:
+    """A map on another grid, by the same rule. (B,C,H,W) -> (B,C,H',W')."""
+    height, width = map_BCHW.shape[-2:]
+    if (height, width) == tuple(wanted):
+        return map_BCHW
+    if wanted[0] <= height and wanted[1] <= width:
+        return torch.nn.functional.adaptive_avg_pool2d(map_BCHW, wanted)
+    return torch.nn.functional.interpolate(map_BCHW, size=wanted, mode="bilinear", align_corners=False)
+
+
+def as_map(local_BLD, grid) -> torch.Tensor:
+    """Local features as a map. (B,L,D) -> (B,D,H,W)."""
+    return local_BLD.transpose(1, 2).unflatten(2, grid)

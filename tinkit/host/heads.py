@@ -24,26 +24,18 @@ def check_head(terms: Sequence[Term], trains_head: bool, keep_head: bool) -> Non
 
 
 def head_on_teacher(sample: Sample, labels: Labels, say: Callable[[str], None]) -> nn.Linear:
-    """A frozen head on the teacher's global features of the labelled pictures in the sample."""
-    labels_N = labels.of(sample.pictures).numpy()
-    known = labels_N >= 0
-    if len(set(labels_N[known])) < 2:
-        raise TinkitError(
-            "Too few labelled pictures are left to train on for a head on the teacher.",
-            seen=f"{int(known.sum())} pictures of {len(set(labels_N[known]))} classes",
-            next_step="more labels, or a larger --pca-pictures",
-        )
-    rows_ND = sample.globals()[known]
-    head = fit_head(rows_ND, labels_N[known], len(labels.classes))
-    right = (head(torch.from_numpy(rows_ND)).argmax(1).numpy() == labels_N[known]).mean()
-    say(f"head on the teacher: {int(known.sum())} labelled pictures, {right:.3f} of these right")
+    """A frozen head on the teacher's global features of a sample of labelled pictures."""
+    labels_N, rows_ND = labels.of(sample.pictures).numpy(), sample.globals()
+    head = fit_head(rows_ND, labels_N, len(labels.classes))
+    right = (head(torch.from_numpy(rows_ND)).argmax(1).numpy() == labels_N).mean()
+    say(f"head on the teacher: {len(rows_ND)} labelled pictures, {right:.3f} of these right")
     return head
 
 
 def fit_head(rows_ND: np.ndarray, labels_N: np.ndarray, classes: int) -> nn.Linear:
     """A frozen linear head on the teacher's features, by logistic regression on standardised columns (scikit-learn).
 
-    A class without a picture among the rows keeps a logit that never wins.
+    A class without a picture among the rows gets a constant logit below all that were seen.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -56,9 +48,10 @@ def fit_head(rows_ND: np.ndarray, labels_N: np.ndarray, classes: int) -> nn.Line
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     head = nn.Linear(rows_ND.shape[1], classes)
     with torch.no_grad():
+        seen = torch.from_numpy(model.classes_)
         head.weight.zero_()
-        head.bias.fill_(-1e4)
-        at = torch.from_numpy(model.classes_)
-        head.weight[at] = torch.from_numpy(weight / std_D).float()
-        head.bias[at] = torch.from_numpy(bias - weight @ (mean_D / std_D)).float()
+        head.weight[seen] = torch.from_numpy(weight / std_D).float()
+        head.bias[seen] = torch.from_numpy(bias - weight @ (mean_D / std_D)).float()
+        others = np.setdiff1d(np.arange(classes), model.classes_)
+        head.bias[others] = head(torch.from_numpy(rows_ND).float())[:, seen].min() - 1
     return head.requires_grad_(False).eval()

@@ -48,8 +48,11 @@ def map_all(mapping, held_out: HeldOut, device) -> np.ndarray | None:
     return torch.cat(parts).float().cpu().numpy()
 
 
-def metrics(student_ND, mapped_ND, teacher_ND) -> dict[str, float]:
+def metrics(student_ND, mapped_ND, teacher_ND, fitted=False) -> dict[str, float]:
     """The monitor's numbers; those against the mapped teacher only where there is a mapping.
+
+    With a mapping that was fitted on the student afterwards their names begin with fitted_: they say how linear the
+    student is in the teacher, not how near it came to a target, and are higher than a trained mapping's.
 
     cosine_*: of student to mapped teacher, per picture; cosine_difference: mean |difference of pairwise cosines| of
     student and teacher as it is; cosine_difference_mapped: the same against the mapped teacher (centred, when the mapping
@@ -65,6 +68,7 @@ def metrics(student_ND, mapped_ND, teacher_ND) -> dict[str, float]:
             "cosine_min": float(cosine.min()),
             "cosine_difference_mapped": cosine_difference(student_ND, mapped_ND),
         }
+        found = {f"fitted_{name}" if fitted else name: value for name, value in found.items()}
     return {
         **found,
         "cosine_difference": cosine_difference(student_ND, teacher_ND),

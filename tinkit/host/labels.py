@@ -14,28 +14,52 @@ from tinkit.errors import TinkitError
 from tinkit.host.images import Picture
 
 FOLDERS = "folders"
+EXAMPLE = "cat"
 
 
 @dataclass(frozen=True)
 class Labels:
     """Class names, sorted, and the class of each picture by its name; pictures that are not in `by_name` have none.
 
-    `unknown` counts lines of a CSV whose path is no usable picture's.
+    `unknown` counts lines of a CSV whose path is no usable picture's; `dropped` are classes left without a picture.
     """
 
     classes: tuple[str, ...]
     by_name: dict[str, int]
     unknown: int = 0
+    dropped: tuple[str, ...] = ()
 
     def of(self, pictures: list[Picture]) -> torch.Tensor:
         """(N,) int64, -1 for a picture without a label."""
         return torch.tensor([self.by_name.get(picture.name, -1) for picture in pictures], dtype=torch.int64)
 
+    def within(self, pictures: list[Picture]) -> "Labels":
+        """The same without classes that no picture of these has: a class needs a picture to train on."""
+        used = sorted({self.by_name[picture.name] for picture in pictures if picture.name in self.by_name})
+        return Labels(
+            tuple(self.classes[number] for number in used),
+            {name: used.index(number) for name, number in self.by_name.items() if number in used},
+            self.unknown,
+            tuple(name for number, name in enumerate(self.classes) if number not in used),
+        )
+
     def in_words(self) -> str:
         """One line for the screen."""
         shown = ", ".join(self.classes[:8]) + (f" and {len(self.classes) - 8} more" if len(self.classes) > 8 else "")
         lost = f"; {self.unknown} lines name no usable picture" if self.unknown else ""
+        if self.dropped:
+            lost += f"; no training picture of {', '.join(self.dropped)}: left out"
         return f"labels: {len(self.by_name)} pictures of {len(self.classes)} classes ({shown}){lost}"
+
+
+def require_labels(source: str) -> None:
+    """TinkitError when a CSV cannot be opened: said before a long scan."""
+    if source != FOLDERS and not os.path.isfile(source):
+        raise TinkitError(
+            "The file of labels is missing.",
+            where=source,
+            next_step=f"--labels {FOLDERS} (each picture's own folder), or --labels FILE.csv with lines of path,label",
+        )
 
 
 def read_labels(source: str, pictures: list[Picture], root: str) -> Labels:
@@ -72,7 +96,12 @@ def _from_csv(path, pictures, root):
         raise TinkitError("The file of labels cannot be read.", where=path, seen=str(error)) from None
     for number, row in rows:
         if len(row) < 2:
-            raise TinkitError("A line of labels is not path,label.", where=f"{path}, line {number}", seen=",".join(row))
+            raise TinkitError(
+                "A line of labels is not path,label.",
+                where=f"{path}, line {number}",
+                seen=",".join(row),
+                next_step="a comma between path and label, and quotes around a path that has a comma",
+            )
         given, label = row[0].strip(), row[1].strip()
         name = os.path.normpath(os.path.relpath(given, root) if os.path.isabs(given) else given)
         if name not in names:
@@ -85,9 +114,10 @@ def _from_csv(path, pictures, root):
             )
     if not found:
         raise TinkitError(
-            "The file of labels names no usable picture.",
+            "The file of labels names no usable picture with a label.",
             where=path,
-            seen=f"{len(rows)} lines, first {unknown[0][1] if unknown else 'none'}",
-            next_step=f"paths relative to {root}",
+            seen=f"{len(rows)} lines, {len(unknown)} of unknown paths"
+            + (f", first {unknown[0][1]}" if unknown else ""),
+            next_step=f"lines of path,label with paths relative to {root}, such as {pictures[0].name},{EXAMPLE}",
         )
     return found, len(unknown)

@@ -4,6 +4,8 @@
 similarities and softmaxes at small temperatures do not survive half precision.
 """
 
+import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,9 +16,10 @@ from torch.nn import functional as F
 
 from tinkit.errors import TinkitError
 from tinkit.host.features import Features
+from tinkit.host.gather import gather
 from tinkit.host.mapping import Mapping
 from tinkit.host.methods import ALIASES, method_class, options_of
-from tinkit.host.pair import Batch, Pair
+from tinkit.host.pair import Batch, Pair, Side
 from tinkit.recipes import nearest
 
 
@@ -42,6 +45,8 @@ def parse_terms(method: str, options: Sequence[str] = (), shared: dict[str, Any]
     terms: dict[str, Term] = {}
     for part in method.split("+"):
         name, _, weight = part.strip().partition(":")
+        if not name:
+            raise TinkitError("A method is missing beside a plus.", seen=method, next_step="tintem+dist:0.5")
         name = ALIASES.get(name, name)
         known = options_of(method_class(name))
         if name in terms:
@@ -49,8 +54,8 @@ def parse_terms(method: str, options: Sequence[str] = (), shared: dict[str, Any]
         mine = {key: value for key, value in (shared or {}).items() if key in known}
         terms[name] = Term(name, _weight(weight, method), mine)
     for option in options:
-        key, equals, text = option.partition("=")
-        name, _, key = key.rpartition(".") if "." in key else ("", "", key)
+        key, equals, text = (word.strip() for word in option.partition("="))
+        name, _, key = key.rpartition(".")
         name = ALIASES.get(name, name) or next(iter(terms))
         if not equals or name not in terms or (len(terms) > 1 and "." not in option.partition("=")[0]):
             raise TinkitError(
@@ -80,9 +85,11 @@ def _value(text, default, option):
     try:
         if isinstance(default, bool):
             return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
-        if isinstance(default, tuple):
-            return tuple(float(part) for part in text.split(","))
-        return text if default is None else type(default)(text)
+        value = tuple(map(float, text.split(","))) if isinstance(default, tuple) else type(default)(text)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            raise ValueError
+        return value
     except (KeyError, ValueError):
         kind = "numbers with commas" if isinstance(default, tuple) else type(default).__name__
         raise TinkitError("An option's value has the wrong type.", seen=option, next_step=f"a {kind}") from None
@@ -122,8 +129,15 @@ class Objective(nn.Module):
             try:
                 self.terms[term.name] = term.cls(pair, **term.options)
             except ValueError as error:
-                raise TinkitError(f"{term.name} does not take these options.", seen=str(error)) from None
+                raise TinkitError(
+                    f"{term.name} cannot work like this.",
+                    where="--option, or the networks of the pair",
+                    seen=str(error),
+                    next_step=f"options of {term.name} and their defaults: "
+                    + ", ".join(f"{name} {value}" for name, value in options_of(term.cls).items()),
+                ) from None
         self.weights = {term.name: term.weight for term in terms}
+        self.options = {term.name: {**options_of(term.cls), **term.options} for term in terms}
         self.label_weight = label_weight
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
@@ -168,19 +182,62 @@ class Objective(nn.Module):
                 "paper": term.paper,
                 "reconstruction": term.reconstruction,
                 "weight": self.weights[name],
+                "options": self.options[name],
                 "extra_parameters": sum(p.numel() for p in term.parameters()),
             }
             for name, term in self.terms.items()
         ]
 
 
+def trained_parts(objective: Objective, pair: Pair) -> set[str]:
+    """Which of the student's "global", "local", "logits", "taps" get gradient: tried on a copy with random features.
+
+    A method over taps alone leaves the embedding that ships as it was born.
+    """
+    copy_ = copy.deepcopy(objective).cpu()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        ours, theirs = (_random(side, pair.classes) for side in (pair.student, pair.teacher))
+        for tensor in (found := tensors_of(ours)).values():
+            tensor.requires_grad_(True)
+        labels_B = None if pair.classes is None else torch.zeros(2, dtype=torch.int64)
+        copy_(Batch(ours, theirs, torch.arange(2) % max(pair.pictures, 1), 0, 0, labels_B))["loss"].backward()
+    return {name.split(".")[0] for name, tensor in found.items() if tensor.grad is not None and tensor.grad.any()}
+
+
+def tensors_of(features: Features) -> dict[str, torch.Tensor]:
+    """What is there, by "global", "local", "logits", "taps.NAME"."""
+    named = {"global": features.global_BD, "local": features.local_BLD, "logits": features.logits_BC}
+    named.update({f"taps.{name}": tap for name, tap in features.taps.items()})
+    return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+
+def _random(side: Side, classes) -> Features:
+    local_BLD = None
+    if side.local_dim is not None and side.grid is not None:
+        local_BLD = torch.randn(2, side.grid[0] * side.grid[1], side.local_dim)
+    logits_BC = None if classes is None else torch.randn(2, classes)
+    taps = {tap.name: torch.randn(2, tap.channels, *tap.grid) for tap in side.taps}
+    return Features(torch.randn(2, side.dim), local_BLD, side.grid, logits_BC, taps)
+
+
 def cross_entropy(logits_BC, labels_B) -> torch.Tensor:
-    """Mean over the labelled pictures; 0 where a batch has none."""
+    """Mean over the labelled pictures, of all processes together; 0 where a batch has none."""
     total = F.cross_entropy(logits_BC, labels_B, ignore_index=-1, reduction="sum")
-    return total / max(int((labels_B >= 0).sum()), 1)
+    counts = gather((labels_B >= 0).sum()[None].float())
+    return total / counts.mean().clamp(min=1 / len(counts))
 
 
 def _full(features: Features) -> Features:
-    """Half precision as float32; float32 and float64 as they are."""
-    half = features.global_BD.dtype in (torch.float16, torch.bfloat16)
-    return features.to(torch.float32) if half else features
+    """Every tensor in half precision as float32; float32 and float64 as they are. Autocast mixes them in one network."""
+
+    def full(tensor):
+        return tensor.float() if tensor is not None and tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+    return Features(
+        full(features.global_BD),
+        full(features.local_BLD),
+        features.grid,
+        full(features.logits_BC),
+        {name: full(tap) for name, tap in features.taps.items()},
+    )

@@ -8,9 +8,11 @@ from typing import get_args, get_origin
 
 from tinkit.errors import TinkitError
 from tinkit.host.mapping import KINDS
+from tinkit.host.methods import options_of
 from tinkit.host.objective import Term, parse_terms, wanted
 from tinkit.host.teacher import DEFAULT_TEACHER
 
+SHARED = ("mapping", "center", "cosines_weight")  # settings that are options of a method
 DEFAULT_STUDENT = "mobilenetv4_conv_small"
 
 
@@ -64,7 +66,9 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise TinkitError(f"{name} must be 0 or more.", seen=str(value))
-        wanted(self.terms(), self.local, self.logits, self.labels is not None)
+        terms = self.terms()
+        wanted(terms, self.local, self.logits, self.labels is not None)
+        self._refuse_idle(terms)
         _one_of("mapping", self.mapping, KINDS)
         _one_of("teacher_global", self.teacher_global, ("own", "pooled"))
         _one_of("store_dtype", self.store_dtype, ("float16", "float32"))
@@ -92,8 +96,20 @@ class Settings:
 
     def terms(self) -> list[Term]:
         """The methods with their weights and options."""
-        shared = {"mapping": self.mapping, "center": self.center, "cosines_weight": self.cosines_weight}
-        return parse_terms(self.method, self.options, shared)
+        return parse_terms(self.method, self.options, {name: getattr(self, name) for name in SHARED})
+
+    def _refuse_idle(self, terms) -> None:
+        """What would do nothing is not accepted in silence: a comparison with and without it would say "no difference"."""
+        defaults = {field.name: field.default for field in fields(self)}
+        for name in SHARED:
+            if getattr(self, name) != defaults[name] and not any(name in options_of(term.cls) for term in terms):
+                raise TinkitError(
+                    f"{self.method} has no {name}.", seen=str(getattr(self, name)), next_step="leave it out"
+                )
+        if self.label_weight is not None and self.labels is None:
+            raise TinkitError("A weight of labels needs labels.", next_step="--labels folders, or --labels FILE.csv")
+        if self.logits and not any("logits" in (*term.cls.needs, *term.cls.uses) for term in terms):
+            raise TinkitError(f"{self.method} has no term over logits.", seen="--logits", next_step="leave it out")
 
     def to_json(self):
         return asdict(self)

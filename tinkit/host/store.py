@@ -37,10 +37,15 @@ class FeatureStore:
     arrays: dict[str, np.ndarray]
     grid: tuple[int, int] | None
 
-    def features(self, pictures_B, views_B) -> Features:
-        """float32 `Features` of the given picture indices and view numbers."""
+    def features(self, pictures_B, views_B, parts=None) -> Features:
+        """float32 `Features` of the given picture indices and view numbers; all that is stored, or the named parts."""
         rows = np.asarray(pictures_B) * self.views + np.asarray(views_B)
-        taken = {name: torch.from_numpy(array[rows].astype(np.float32)) for name, array in self.arrays.items()}
+        arrays = {
+            name: array
+            for name, array in self.arrays.items()
+            if parts is None or name == "global" or name in parts or (name.startswith(TAP) and "taps" in parts)
+        }
+        taken = {name: torch.from_numpy(array[rows].astype(np.float32)) for name, array in arrays.items()}
         taps = {name[len(TAP) :]: rows for name, rows in taken.items() if name.startswith(TAP)}
         return Features(taken["global"], taken.get("local"), self.grid, taken.get("logits"), taps)
 

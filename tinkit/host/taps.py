@@ -4,8 +4,6 @@ One map a stage: the deepest of every resolution, as `feature_info` lists them, 
 are large and say little. A ViT's taps are blocks at equal distances, as maps. Taken in the same pass as the features.
 """
 
-import torch
-
 from tinkit.errors import TinkitError
 from tinkit.host.features import Features, features_of
 from tinkit.host.pair import Pair, Side, Tap
@@ -58,12 +56,3 @@ def match_taps(pair: Pair) -> list[tuple[Tap, Tap]]:
     """(student tap, teacher tap), paired from the deep end, shallow first; the longer list loses its shallowest."""
     count = min(len(pair.student.taps), len(pair.teacher.taps))
     return list(zip(pair.student.taps[-count:], pair.teacher.taps[-count:])) if count else []
-
-
-def resample_map(map_BCHW: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """A map on another grid: area average when shrinking, bilinear when growing."""
-    if tuple(map_BCHW.shape[-2:]) == tuple(grid):
-        return map_BCHW
-    if grid[0] <= map_BCHW.shape[-2] and grid[1] <= map_BCHW.shape[-1]:
-        return torch.nn.functional.adaptive_avg_pool2d(map_BCHW, grid)
-    return torch.nn.functional.interpolate(map_BCHW, size=grid, mode="bilinear", align_corners=False)

@@ -6,6 +6,9 @@ student maps are brought to the teacher's grid by adaptive average pooling, in e
 so the student also moves through the keys. What differs: a batch of one picture, where the code stops, is normalised by
 the running statistics; and the KL term is there only when both networks have logits. The authors tap every residual
 block, tinkit one map a stage. (A method of the same letters, "attentive feature distillation and selection", is another.)
+
+Nothing behind the deepest tap gets gradient from the attention. Without labels only the KL term trains the embedding that
+ships, and without logits nothing does: then add a method that does, for example `afd+kd` or `afd+mse`.
 """
 
 import torch
@@ -13,7 +16,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from tinkit.host.methods.at import attention_map, energy
+from tinkit.host.methods.checks import above, at_least
 from tinkit.host.methods.kd import soft_kl
+from tinkit.host.methods.lone_norm import BatchNorm1d
 from tinkit.host.pair import Batch, Pair
 
 
@@ -71,13 +76,10 @@ class Projection(nn.Module):
 
     def __init__(self, width, out):
         super().__init__()
-        self.linear, self.norm = nn.Linear(width, out), nn.BatchNorm1d(out)
+        self.linear, self.norm = nn.Linear(width, out), BatchNorm1d(out)
 
     def forward(self, rows):
-        rows, norm = self.linear(rows), self.norm
-        if len(rows) > 1:
-            return norm(rows)
-        return F.batch_norm(rows, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        return self.norm(self.linear(rows))
 
 
 def pooled(projections, maps) -> torch.Tensor:
@@ -111,5 +113,6 @@ def with_kd(parts, batch: Batch, weight, kd_weight, temperature) -> dict[str, to
 def check_options(pair: Pair, qk_dim, weight, kd_weight, temperature):
     if not pair.student.taps or not pair.teacher.taps:
         raise ValueError("both networks must have taps")
-    if qk_dim < 1 or weight < 0 or kd_weight < 0 or temperature <= 0:
-        raise ValueError(f"{qk_dim=}, {weight=}, {kd_weight=}, {temperature=}")
+    at_least(1, qk_dim=qk_dim)
+    at_least(0, weight=weight, kd_weight=kd_weight)
+    above(0, temperature=temperature)

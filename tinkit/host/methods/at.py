@@ -5,14 +5,19 @@ looks, at several depths. Activation-based form with p = 2. As in RepDistiller a
 the squared differences with weight 1000, where the paper writes an L2 norm; and where sizes differ the larger features
 are averaged down to the smaller grid, whichever network they belong to, before squaring (maps that are larger in one
 direction only do not occur there: here the grid is the smaller of each direction). Taps are paired from the deep end.
+
+Nothing behind the deepest tap gets gradient from this term. Without labels nothing trains the embedding that ships: then
+add a method that does, for example `at+kd` or `at+mse`.
 """
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tinkit.host.features import resample_map
+from tinkit.host.methods.checks import at_least
 from tinkit.host.pair import Batch, Pair
-from tinkit.host.taps import match_taps, resample_map
+from tinkit.host.taps import match_taps
 
 
 class AT(nn.Module):
@@ -33,8 +38,9 @@ class AT(nn.Module):
     def __init__(self, pair: Pair, *, weight: float = 1000.0):
         super().__init__()
         self.pairs = [(ours.name, theirs.name) for ours, theirs in match_taps(pair)]
-        if weight < 0 or not self.pairs:
-            raise ValueError(f"weight {weight}, {len(self.pairs)} pairs of taps")
+        if not self.pairs:
+            raise ValueError("both networks must have taps")
+        at_least(0, weight=weight)
         self.weight = weight
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:

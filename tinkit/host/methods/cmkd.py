@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from tinkit.host.methods.checks import above, at_least, one_of, within
 from tinkit.host.methods.dist import pearson
 from tinkit.host.methods.kd import logits_of
 from tinkit.host.pair import Batch, Pair
@@ -55,10 +56,12 @@ class CMKD(nn.Module):
         rank_share: float = 0.5,
     ):
         super().__init__()
-        if tau <= 0 or eps <= 0 or weighting not in WEIGHTINGS or not 0 <= rank_share <= 1:
-            raise ValueError(f"tau {tau}, eps {eps}, weighting {weighting!r}, rank_share {rank_share}")
         if pair.classes is not None and pair.classes < 2:
             raise ValueError(f"{pair.classes} classes: nothing to rank")
+        above(0, tau=tau, eps=eps)
+        at_least(0, loss_weight=loss_weight)
+        one_of(WEIGHTINGS, weighting=weighting)
+        within(0, 1, rank_share=rank_share)
         self.tau, self.loss_weight, self.eps = tau, loss_weight, eps
         self.weighting, self.rank_share = weighting, rank_share
 

@@ -8,6 +8,7 @@ are trained along and dropped, and local features, where both have them, get a l
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tinkit.host.methods.checks import at_least
 from tinkit.host.methods.mse import local_features, local_layer
 from tinkit.host.pair import Batch, Pair
 
@@ -29,8 +30,7 @@ class Cosine(nn.Module):
 
     def __init__(self, pair: Pair, *, local_weight: float = 1.0):
         super().__init__()
-        if local_weight < 0:
-            raise ValueError(f"local_weight {local_weight}")
+        at_least(0, local_weight=local_weight)
         self.local_weight = local_weight
         self.global_head = nn.Linear(pair.student.dim, pair.teacher.dim)
         self.local_head = local_layer(pair) if local_weight else None

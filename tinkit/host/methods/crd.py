@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tinkit.host.gather import gather
+from tinkit.host.methods.checks import above, at_least, below
 from tinkit.host.pair import Batch, Pair
 
 EPS = 1e-7
@@ -60,8 +61,10 @@ class CRD(nn.Module):
         super().__init__()
         if pair.pictures < 1:
             raise ValueError("CRD keeps a row a picture: Pair.pictures must be their number")
-        if embed_dim < 1 or negatives < 1 or tau <= 0 or not 0 <= momentum < 1 or weight < 0:
-            raise ValueError(f"{embed_dim=}, {negatives=}, {tau=}, {momentum=}, {weight=}")
+        at_least(1, embed_dim=embed_dim, negatives=negatives)
+        above(0, tau=tau)
+        at_least(0, momentum=momentum, weight=weight)
+        below(1, momentum=momentum)
         self.negatives = min(negatives, pair.pictures - 1)
         self.tau, self.momentum, self.weight = tau, momentum, weight
         self.embed_student = nn.Linear(pair.student.dim, embed_dim)

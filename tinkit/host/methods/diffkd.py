@@ -17,8 +17,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tinkit.host.features import resample_grid
-from tinkit.host.methods.diffkd_parts import LEVELS, BatchNorm, Denoiser, NoiseAdapter, alphas_cumprod, ddim_schedule
+from tinkit.host.features import as_map, resample_grid
+from tinkit.host.methods.checks import above, at_least
+from tinkit.host.methods.diffkd_parts import LEVELS, Denoiser, NoiseAdapter, alphas_cumprod, ddim_schedule
+from tinkit.host.methods.lone_norm import BatchNorm2d
 from tinkit.host.pair import Batch, Pair
 
 
@@ -56,9 +58,9 @@ class DiffKD(nn.Module):
     ):
         super().__init__()
         if pair.student.local_dim is None or pair.teacher.local_dim is None:
-            raise ValueError("diffkd needs local features of student and teacher")
-        if ae_channels < 0 or tau <= 0 or min(kd_weight, diff_weight, ae_weight) < 0:
-            raise ValueError(f"ae_channels {ae_channels}, tau {tau}, weights {kd_weight}, {diff_weight}, {ae_weight}")
+            raise ValueError("student and teacher must have local features")
+        at_least(0, ae_channels=ae_channels, kd_weight=kd_weight, diff_weight=diff_weight, ae_weight=ae_weight)
+        above(0, tau=tau)
         wide = pair.teacher.local_dim
         latent = (ae_channels or max(1, wide // 2)) if autoencoder else None
         self.feature = Point(pair.student.local_dim, wide, 3, latent, steps)
@@ -72,11 +74,11 @@ class DiffKD(nn.Module):
         student, teacher = batch.student, batch.teacher
         generator = batch.generator()
         local_BLD = resample_grid(student.local_BLD, student.grid, teacher.grid)
-        target_BDHW = _as_map(teacher.local_BLD, teacher.grid)
-        denoised, h, parts = self.feature(_as_map(local_BLD, teacher.grid), target_BDHW, generator)
+        target_BDHW = as_map(teacher.local_BLD, teacher.grid)
+        denoised, h, parts = self.feature(as_map(local_BLD, teacher.grid), target_BDHW, generator)
         parts["kd"] = F.mse_loss(denoised, h)
         if self.logits is not None and student.logits_BC is not None and teacher.logits_BC is not None:
-            denoised, h, more = self.logits(_as_map(student.logits_BC), _as_map(teacher.logits_BC), generator)
+            denoised, h, more = self.logits(_one_place(student.logits_BC), _one_place(teacher.logits_BC), generator)
             parts["logits_diff"] = more["diff"]
             parts["logits_kd"] = self.tau**2 * F.kl_div(
                 F.log_softmax(denoised.flatten(1) / self.tau, dim=1),
@@ -97,12 +99,12 @@ class Point(nn.Module):
         self.schedule = ddim_schedule(steps)
         self.trans = nn.Conv2d(student_channels, D, 1)
         if latent:
-            self.encoder = nn.Sequential(nn.Conv2d(teacher_channels, D, 1, bias=False), BatchNorm(D))
+            self.encoder = nn.Sequential(nn.Conv2d(teacher_channels, D, 1, bias=False), BatchNorm2d(D))
             self.decoder = nn.Conv2d(D, teacher_channels, 1)
         self.autoencodes = latent is not None
         self.denoiser = Denoiser(D, kernel)
         self.adapter = NoiseAdapter(D, kernel)
-        self.proj = nn.Sequential(nn.Conv2d(D, D, 1, bias=False), BatchNorm(D))
+        self.proj = nn.Sequential(nn.Conv2d(D, D, 1, bias=False), BatchNorm2d(D))
 
     def forward(self, student_BCHW, teacher_BCHW, generator):
         """(the student denoised (B,D,H,W), the teacher's latent h (B,D,H,W), {"diff", maybe "ae"})."""
@@ -136,10 +138,9 @@ class Point(nn.Module):
         return F.mse_loss(self.denoiser(a.sqrt() * h + (1 - a).sqrt() * noise, t_B.to(h.device)), noise)
 
 
-def _as_map(features, grid=(1, 1)):
-    """Local features (B,L,D) on their grid, or logits (B,C) on a grid of one, as a map (B,D,H,W)."""
-    rows_BLD = features if features.ndim == 3 else features[:, None]
-    return rows_BLD.transpose(1, 2).unflatten(2, grid)
+def _one_place(logits_BC):
+    """Logits as a map of one place: (B,C,1,1)."""
+    return as_map(logits_BC[:, None], (1, 1))
 
 
 def _noise_like(x, generator):

@@ -6,7 +6,9 @@ logits (a map of one position). Legend: B pictures, D channels, H W height and w
 
 import torch
 from torch import nn
-from torch.nn import functional as F
+
+from tinkit.host.methods.checks import within
+from tinkit.host.methods.lone_norm import BatchNorm2d
 
 LEVELS = 1000  # T
 
@@ -18,7 +20,9 @@ class Denoiser(nn.Module):
         super().__init__()
         self.time = nn.Embedding(LEVELS, D)
         if kernel == 3:
-            self.body = nn.Sequential(Bottleneck(D, 4), Bottleneck(D, 4), nn.Conv2d(D, D, 1, bias=False), BatchNorm(D))
+            self.body = nn.Sequential(
+                Bottleneck(D, 4), Bottleneck(D, 4), nn.Conv2d(D, D, 1, bias=False), BatchNorm2d(D)
+            )
         else:
             self.body = nn.Sequential(
                 *_conv(D, 4 * D, 1),
@@ -62,17 +66,8 @@ class Bottleneck(nn.Module):
         return x + self.body(x)
 
 
-class BatchNorm(nn.BatchNorm2d):
-    """Batch norm for which a single value a channel has no batch statistics: then it uses the running ones."""
-
-    def forward(self, x):
-        if self.training and x.numel() == x.shape[1]:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        return super().forward(x)
-
-
 def _conv(before: int, after: int, kernel: int) -> tuple[nn.Module, nn.Module]:
-    return nn.Conv2d(before, after, kernel, padding=kernel // 2, bias=False), BatchNorm(after)
+    return nn.Conv2d(before, after, kernel, padding=kernel // 2, bias=False), BatchNorm2d(after)
 
 
 def alphas_cumprod() -> torch.Tensor:
@@ -86,9 +81,8 @@ def ddim_schedule(steps: int) -> list[tuple[int, float, float]]:
     From x0 = (x - sqrt(1 - a_t) e) / sqrt(a_t) and x <- sqrt(b) x0 + sqrt(1 - b) e with b = a_(t - stride), 1 below 0:
     c_x = sqrt(b / a_t), c_e = sqrt(1 - b) - sqrt(b (1 - a_t) / a_t).
     """
-    stride = LEVELS // (2 * steps) if steps > 0 else 0
-    if stride < 1:
-        raise ValueError(f"steps {steps}: 1 to {LEVELS // 2}")
+    within(1, LEVELS // 2, steps=steps)
+    stride = LEVELS // (2 * steps)
     alphas = alphas_cumprod().tolist()
     schedule = []
     for t in range((steps - 1) * stride, -1, -stride):

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from tinkit.host.gather import gather as gather_rows
+from tinkit.host.methods.checks import above, at_least
 from tinkit.host.methods.kd import logits_of
 from tinkit.host.pair import Batch, Pair
 
@@ -52,8 +53,8 @@ class DIST(nn.Module):
         gather: bool = False,
     ):
         super().__init__()
-        if tau <= 0:
-            raise ValueError(f"tau {tau}")
+        above(0, tau=tau)
+        at_least(0, beta=beta, gamma=gamma, loss_weight=loss_weight)
         self.tau, self.beta, self.gamma, self.loss_weight = tau, beta, gamma, loss_weight
         self.scale = tau**2 if tau2_scale else 1.0
         self.gather = gather

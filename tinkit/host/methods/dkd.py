@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tinkit.host.methods.checks import above, at_least, within
 from tinkit.host.methods.kd import logits_of
 from tinkit.host.pair import Batch, Pair
 
@@ -39,10 +40,11 @@ class DKD(nn.Module):
         self, pair: Pair, *, alpha: float = 1.0, beta: float = 8.0, tau: float = 4.0, warmup: float = 20 / 240
     ):
         super().__init__()
-        if tau <= 0 or not 0 <= warmup <= 1:
-            raise ValueError(f"tau {tau}, warmup {warmup}")
         if pair.classes is not None and pair.classes < 2:
             raise ValueError(f"{pair.classes} classes: there is no other class")
+        at_least(0, alpha=alpha, beta=beta)
+        above(0, tau=tau)
+        within(0, 1, warmup=warmup)
         self.alpha, self.beta, self.tau = alpha, beta, tau
         self.warmup_epochs = warmup * pair.epochs
 

@@ -13,8 +13,10 @@ method that trains it, for example `fitnet+kd` or `fitnet+mse`.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tinkit.host.features import resample_map
+from tinkit.host.methods.checks import above, within
 from tinkit.host.pair import Batch, Pair
-from tinkit.host.taps import match_taps, resample_map
+from tinkit.host.taps import match_taps
 
 
 class FitNet(nn.Module):
@@ -36,8 +38,10 @@ class FitNet(nn.Module):
     def __init__(self, pair: Pair, *, weight: float = 100.0, layer: int = 0):
         super().__init__()
         pairs = match_taps(pair)
-        if weight <= 0 or not 0 <= layer <= len(pairs) or not pairs:
-            raise ValueError(f"weight {weight}, layer {layer} of {len(pairs)} matched taps")
+        if not pairs:
+            raise ValueError("both networks must have taps")
+        above(0, weight=weight)
+        within(0, len(pairs), layer=layer)
         ours, theirs = pairs[(layer or (len(pairs) + 1) // 2) - 1]
         self.weight, self.names = weight, (ours.name, theirs.name)
         self.regressor = nn.Conv2d(ours.channels, theirs.channels, kernel_size=1)

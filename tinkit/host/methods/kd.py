@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tinkit.host.methods.checks import above, at_least
 from tinkit.host.pair import Batch, Pair
 
 
@@ -32,8 +33,8 @@ class KD(nn.Module):
 
     def __init__(self, pair: Pair, *, tau: float = 4.0, loss_weight: float = 0.9):
         super().__init__()
-        if tau <= 0:
-            raise ValueError(f"tau {tau}")
+        above(0, tau=tau)
+        at_least(0, loss_weight=loss_weight)
         self.tau, self.loss_weight = tau, loss_weight
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:

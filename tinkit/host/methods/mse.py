@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tinkit.host.features import resample_grid
+from tinkit.host.methods.checks import at_least
 from tinkit.host.pair import Batch, Pair
 
 
@@ -30,8 +31,7 @@ class MSE(nn.Module):
 
     def __init__(self, pair: Pair, *, local_weight: float = 1.0):
         super().__init__()
-        if local_weight < 0:
-            raise ValueError(f"local_weight {local_weight}")
+        at_least(0, local_weight=local_weight)
         self.local_weight = local_weight
         self.global_head = nn.Linear(pair.student.dim, pair.teacher.dim)
         self.local_head = local_layer(pair) if local_weight else None

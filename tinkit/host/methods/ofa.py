@@ -14,6 +14,7 @@ Legend: B pictures, C classes, F channels of a tap.
 import torch
 from torch import nn
 
+from tinkit.host.methods.checks import above, at_least
 from tinkit.host.methods.dkd import target_classes
 from tinkit.host.methods.kd import logits_of
 from tinkit.host.pair import Batch, Pair
@@ -50,8 +51,10 @@ class OFA(nn.Module):
         taps = pair.student.taps
         if not taps or not pair.classes:
             raise ValueError("OFA needs the student's taps and the number of classes")
-        if tau <= 0 or len(eps) not in (1, len(taps) + 1) or min(eps) <= 0:
-            raise ValueError(f"tau {tau}, eps {eps} for {len(taps)} taps and the logits")
+        if len(eps) not in (1, len(taps) + 1):
+            raise ValueError(f"eps must be 1 number, or {len(taps) + 1} for {len(taps)} taps and the logits, not {eps}")
+        above(0, tau=tau, eps=min(eps))
+        at_least(0, loss_weight=loss_weight, stage_weight=stage_weight)
         self.names = tuple(tap.name for tap in taps)
         self.heads = nn.ModuleList(_stage_head(tap.channels, pair.classes) for tap in taps)
         self.eps = tuple(eps) if len(eps) > 1 else tuple(eps) * (len(taps) + 1)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tinkit.host.gather import gather
+from tinkit.host.methods.checks import at_least
 from tinkit.host.pair import Batch, Pair
 
 EPS = 1e-7
@@ -32,8 +33,7 @@ class PKT(nn.Module):
 
     def __init__(self, pair: Pair, *, weight: float = 30000.0, gather: bool = False):
         super().__init__()
-        if weight < 0:
-            raise ValueError(f"weight {weight}")
+        at_least(0, weight=weight)
         self.weight, self.gather = weight, gather
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:

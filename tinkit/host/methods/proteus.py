@@ -4,30 +4,34 @@ The main competitor of TinTeM: no labels, no teacher logits, squared error on th
 Heads of LayerNorm and a linear layer sit on the student's side (TinTeM's sits on the teacher's) and are dropped, so the
 student ships a space of its own. From the authors' code (read): heads, terms, and weights 1, 1, 1 for DINOv2 teachers.
 
-What differs, and cannot be helped here: the paper shows the student every picture a second time, in half of them with
-half of the patches masked, and the patch term asks for the teacher's features at the masked places. A CNN has no patch
-tokens to mask, and a method gets one pass of the student a step. So the patch term here is taken at places drawn in
-the same way from the unmasked student: it regresses, it does not guess what is hidden, and adds little but a second
-head and some weight to what the feature term asks for. patch_weight=0 is Proteus without its patch term, which is how
-the code of TinTeM (CosPress) runs it for comparison. A CNN's mean and map stand for class token and patches (a reading).
+The default is Proteus without its patch term, as the authors of TinTeM (CosPress) ran it as their competitor (certain:
+their configuration). The paper has the term: it shows the student every picture a second time, in half of them with half
+of the patches masked, and asks for the teacher's features at the masked places. Here a method gets one pass of the
+student a step, and a CNN's input cannot be masked by patches. So patch_weight=1 takes the term at places drawn in the
+same way from the unmasked student (a reading): it regresses places that the student sees and guesses nothing that is
+hidden, so it adds little but a head and some weight to what the feature term asks for. A CNN's mean and map stand for
+class token and patches (a reading).
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tinkit.host.methods.checks import above, at_least, within
 from tinkit.host.methods.mse import local_features
 from tinkit.host.pair import Batch, Pair
 
 
 class Proteus(nn.Module):
-    """Squared error on the class token, on all tokens and on a random half of the patches, each through its own head.
+    """Squared error on the class token and on all tokens, each behind its own head on the student.
 
     h = Linear(LayerNorm(.)): ds -> dt         s, t (B,D) global    S, T (B,L,D) local, on the teacher's grid
     token   = mean (h_token(s) - t)^2
     feature = mean ([h_token(s); h_feature(S)] - [t; T])^2             over all numbers
+    loss    = token_weight token + feature_weight feature
+
+    patch_weight > 0 adds a third term on places drawn at random, which are not masked: it regresses what is in sight.
     patch   = mean (h_patch(S_m) - T_m)^2      m: mask_ratio of the places in mask_share of the pictures
-    loss    = token_weight token + feature_weight feature + patch_weight patch
     """
 
     paper = "arXiv 2407.10366"
@@ -35,7 +39,7 @@ class Proteus(nn.Module):
     uses = ()
     reconstruction = False
     label_weight = 0.0
-    gathers = "nothing: every picture has its own term"
+    gathers = "nothing: every picture has its own terms, and each process draws the places of its own pictures"
 
     def __init__(
         self,
@@ -43,17 +47,18 @@ class Proteus(nn.Module):
         *,
         token_weight: float = 1.0,
         feature_weight: float = 1.0,
-        patch_weight: float = 1.0,
+        patch_weight: float = 0.0,
         mask_ratio: float = 0.5,
         mask_share: float = 0.5,
     ):
         super().__init__()
         weights = {"token": token_weight, "feature": feature_weight, "patch": patch_weight}
         ours, theirs = pair.student, pair.teacher
-        if min(weights.values()) < 0 or not 0 < mask_ratio <= 1 or not 0 < mask_share <= 1:
-            raise ValueError(f"weights {weights}, mask_ratio {mask_ratio}, mask_share {mask_share}")
         if ours.local_dim is None or theirs.local_dim is None:
-            raise ValueError(f"local widths {ours.local_dim} and {theirs.local_dim}")
+            raise ValueError("student and teacher must have local features")
+        at_least(0, token_weight=token_weight, feature_weight=feature_weight, patch_weight=patch_weight)
+        above(0, mask_ratio=mask_ratio, mask_share=mask_share)
+        within(0, 1, mask_ratio=mask_ratio, mask_share=mask_share)
         self.weights, self.mask_ratio, self.mask_share = weights, mask_ratio, mask_share
         self.token_head = head(ours.dim, theirs.dim)
         self.feature_head = head(ours.local_dim, theirs.local_dim) if feature_weight else None

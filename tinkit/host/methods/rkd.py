@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from tinkit.host.gather import gather
+from tinkit.host.methods.checks import at_least
 from tinkit.host.pair import Batch, Pair
 
 COINCIDE = 1e-5  # points closer than this are one point; the root mean square distance to their mean is 1
@@ -40,8 +41,7 @@ class RKD(nn.Module):
 
     def __init__(self, pair: Pair, *, distance_weight: float = 25.0, angle_weight: float = 50.0, gather: bool = False):
         super().__init__()
-        if distance_weight < 0 or angle_weight < 0:
-            raise ValueError(f"distance_weight {distance_weight}, angle_weight {angle_weight}")
+        at_least(0, distance_weight=distance_weight, angle_weight=angle_weight)
         self.distance_weight, self.angle_weight, self.gather = distance_weight, angle_weight, gather
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:

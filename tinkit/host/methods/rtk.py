@@ -8,12 +8,16 @@ and only the best `top_k` keys of each picture are kept and share the weight. Wh
 With one key kept its weight is A / A = 1, and the literal formula gives the projections no gradient at all: the keys
 would be chosen by chance. So, a choice of ours: the student is trained on the kept keys, the attention as if all were
 kept (`straight_through`), with the same value of the loss; `straight_through=False` is the literal formula.
+
+Nothing behind the deepest tap gets gradient from the attention. Without labels only the KL term trains the embedding that
+ships, and without logits nothing does: then add a method that does, for example `rtk+kd` or `rtk+mse`.
 """
 
 import torch
 from torch import nn
 
 from tinkit.host.methods.afd import Projection, check_options, map_errors, pooled, with_kd
+from tinkit.host.methods.checks import at_least
 from tinkit.host.pair import Batch, Pair
 
 
@@ -49,8 +53,7 @@ class RTK(nn.Module):
     ):
         super().__init__()
         check_options(pair, qk_dim, weight, kd_weight, temperature)
-        if top_k < 0:
-            raise ValueError(f"top_k {top_k}: 1 or more keys, or 0 for all of at least average attention")
+        at_least(0, top_k=top_k)
         ours, theirs = pair.student.taps, pair.teacher.taps
         self.student_taps, self.teacher_taps = [t.name for t in ours], [t.name for t in theirs]
         self.top_k, self.straight_through = min(top_k, len(theirs)), straight_through

@@ -15,9 +15,10 @@ token, which no term reaches; then add one that does, for example `simkd+mse`.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tinkit.host.features import Features
+from tinkit.host.features import as_map, resample_map
+from tinkit.host.methods.checks import within
+from tinkit.host.methods.lone_norm import BatchNorm2d
 from tinkit.host.pair import Batch, Pair
-from tinkit.host.taps import resample_map
 
 
 class SimKD(nn.Module):
@@ -38,34 +39,22 @@ class SimKD(nn.Module):
     def __init__(self, pair: Pair, *, factor: int = 2, last_relu: bool = True):
         super().__init__()
         ds, dt = pair.student.local_dim, pair.teacher.local_dim
-        if ds is None or dt is None or not 1 <= factor <= dt:
-            raise ValueError(f"local widths {ds} and {dt}, factor {factor}")
+        if ds is None or dt is None:
+            raise ValueError("student and teacher must have local features")
+        within(1, dt, factor=factor)
         inner = dt // factor
         self.projector = nn.Sequential(
-            *(nn.Conv2d(ds, inner, 1, bias=False), BatchNorm(inner), nn.ReLU()),
-            *(nn.Conv2d(inner, inner, 3, padding=1, bias=False), BatchNorm(inner), nn.ReLU()),
-            *(nn.Conv2d(inner, dt, 1, bias=False), BatchNorm(dt)),
+            *(nn.Conv2d(ds, inner, 1, bias=False), BatchNorm2d(inner), nn.ReLU()),
+            *(nn.Conv2d(inner, inner, 3, padding=1, bias=False), BatchNorm2d(inner), nn.ReLU()),
+            *(nn.Conv2d(inner, dt, 1, bias=False), BatchNorm2d(dt)),
             *([nn.ReLU()] if last_relu else []),
         )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        ours, theirs = as_map(batch.student), as_map(batch.teacher).detach()
+        student, teacher = batch.student, batch.teacher
+        if student.local_BLD is None or teacher.local_BLD is None:
+            raise ValueError("this method needs local features of student and teacher")
+        ours, theirs = as_map(student.local_BLD, student.grid), as_map(teacher.local_BLD.detach(), teacher.grid)
         height, width = map(min, ours.shape[-2:], theirs.shape[-2:])
         feature = F.mse_loss(self.projector(resample_map(ours, (height, width))), resample_map(theirs, (height, width)))
         return {"feature": feature, "loss": feature}
-
-
-def as_map(features: Features) -> Tensor:
-    """Local features (B,L,D) as a map (B,D,H,W)."""
-    if features.local_BLD is None or features.grid is None:
-        raise ValueError("this method needs local features of student and teacher")
-    return features.local_BLD.transpose(1, 2).unflatten(2, features.grid)
-
-
-class BatchNorm(nn.BatchNorm2d):
-    """torch's, but one value a channel (which has no variance) is normalised by the running statistics."""
-
-    def forward(self, map_BCHW: Tensor) -> Tensor:
-        if map_BCHW.numel() > map_BCHW.shape[1]:
-            return super().forward(map_BCHW)
-        return F.batch_norm(map_BCHW, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tinkit.host.gather import gather
+from tinkit.host.methods.checks import at_least, one_of
 from tinkit.host.pair import Batch, Pair
 
 
@@ -32,8 +33,8 @@ class SP(nn.Module):
 
     def __init__(self, pair: Pair, *, weight: float = 3000.0, features: str = "map", gather: bool = False):
         super().__init__()
-        if weight < 0 or features not in ("map", "global"):
-            raise ValueError(f"weight {weight}, features {features!r}")
+        at_least(0, weight=weight)
+        one_of(("map", "global"), features=features)
         self.weight, self.features, self.gather = weight, features, gather
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:

@@ -25,6 +25,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tinkit.host.features import Features
+from tinkit.host.methods.checks import at_least, one_of, within
 from tinkit.host.pair import Batch, Pair
 
 BASES = ("pca", "random", "none")
@@ -46,7 +47,10 @@ class TCS(nn.Module):
     uses = ()
     reconstruction = True
     label_weight = 0.0  # it brings its own cross-entropy, through its own classifier
-    gathers = "nothing; the mask's gradient is averaged over processes for the scores, so that all drop the same"
+    gathers = (
+        "nothing: the cross-entropy is the mean over each process's own labelled pictures; the mask's gradient is "
+        "averaged over processes for the scores, so that all drop the same"
+    )
     active_D: torch.Tensor  # buffers, from here on
     score_D: torch.Tensor
     W_HD: torch.Tensor
@@ -72,8 +76,10 @@ class TCS(nn.Module):
         S, D = pair.student.dim, pair.teacher.dim
         if not pair.classes:
             raise ValueError("tcs needs the number of classes")
-        if basis not in BASES or bits < 1 or drops < 1 or not 0 <= keep <= D:
-            raise ValueError(f"basis {basis!r}, bits {bits}, drops {drops}, keep {keep} of {D}")
+        one_of(BASES, basis=basis)
+        at_least(1, bits=bits, drops=drops)
+        within(0, D, keep=keep)
+        at_least(0, ce_weight=ce_weight, lsh_weight=lsh_weight, l2_weight=l2_weight)
         self.basis, self.whiten, self.drops = basis, whiten, drops
         self.classes, self.dimensions, self.keep = pair.classes, D, keep or max(1, D // 2)
         self.last_drop = max(1, pair.epochs // 3)  # epoch

@@ -7,7 +7,7 @@ other. The released form is `mapping="learned", center=False`; what differs by d
 tinkit's own additions: the closed-form mapping, centring, and `cosines_weight`, a direct term on the batch's cosine
 matrices. The paper's student is a ViT; a CNN's mean and map stand for class token and patches here (a reading).
 Switches for ablations: temperatures, form, feature_cosine, the weights, head="linear" (no LayerNorm, no bias) and
-stop_gradient=False (the student pulls at the mapping too).
+stop_gradient=False (the student pulls at the mapping too). Those of the mapping's own training are refused where it is frozen.
 Legend: B pictures, T = 1 + L tokens of a picture (the global one first), D width, n points.
 """
 
@@ -17,7 +17,9 @@ from torch.nn import functional as F
 
 from tinkit.host.features import Features, resample_grid
 from tinkit.host.gather import gather
-from tinkit.host.mapping import GLOBAL, LOCAL, Mapping, MappingSpec, Moments
+from tinkit.host.mapping import GLOBAL, HEADS, LOCAL, Mapping, MappingSpec, Moments
+from tinkit.host.methods import options_of
+from tinkit.host.methods.checks import above, at_least, one_of
 from tinkit.host.pair import Batch, Pair
 
 TEMPERATURES = tuple(k / 100 for k in range(1, 11))
@@ -34,7 +36,8 @@ class TinTeM(nn.Module):
         token   = mean of 1 - cos(student's global, mapped global)
 
     form: "full" (symmetric joint probabilities) or "half" (conditional); feature_cosine: "flat" (as released) or
-    "per_token"; mapping, center, head: see tinkit.host.mapping.
+    "per_token"; mapping, center, head: see tinkit.host.mapping. A frozen mapping (pca, the default) leaves form,
+    temperatures, head, stop_gradient, local_weight and global_weight nothing to do, so they must be as they are then.
     """
 
     paper = "arXiv 2411.15239"
@@ -64,11 +67,22 @@ class TinTeM(nn.Module):
         cosines_weight=0.0,
     ):
         super().__init__()
-        if form not in ("full", "half") or feature_cosine not in ("flat", "per_token"):
-            raise ValueError(f"form {form!r}, feature_cosine {feature_cosine!r}")
-        if not temperatures or min(temperatures) <= 0:
-            raise ValueError(f"temperatures {temperatures}")
+        one_of(("full", "half"), form=form)
+        one_of(("flat", "per_token"), feature_cosine=feature_cosine)
+        one_of(HEADS, head=head)
+        above(0, temperatures=min(temperatures, default=0))
+        at_least(0, local_weight=local_weight, global_weight=global_weight, cosines_weight=cosines_weight)
+        at_least(0, feature_weight=feature_weight, token_weight=token_weight)
         self.mapping = Mapping(mapping_spec(pair, mapping, center, head))
+        if not self.mapping.learned:
+            refuse_idle(
+                form=form,
+                temperatures=tuple(temperatures),
+                head=head,
+                stop_gradient=stop_gradient,
+                local_weight=local_weight,
+                global_weight=global_weight,
+            )
         self.seed, self.stop_gradient = pair.seed, stop_gradient
         self.temperatures, self.form, self.feature_cosine = temperatures, form, feature_cosine
         self.weights = {
@@ -135,6 +149,14 @@ class TinTeM(nn.Module):
     def map_teacher(self, features: Features) -> torch.Tensor:
         """The mapped teacher's embedding (B, D), as the student should give it."""
         return self.mapping(features)
+
+
+def refuse_idle(**options) -> None:
+    """ValueError for a value other than the default of what a frozen mapping leaves nothing to do."""
+    defaults = options_of(TinTeM)
+    for name, value in options.items():
+        if value != defaults[name]:
+            raise ValueError(f"{name} {value} does nothing where the mapping is frozen: mapping=learned or learned-pca")
 
 
 def _tokens(global_BD, local_BLD):

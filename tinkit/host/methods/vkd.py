@@ -4,7 +4,9 @@ A projector between student and teacher can learn a representation of its own, o
 VkD lets it only turn the student's space into the teacher's, without stretching: W^T W = I keeps every inner product,
 z W^T W z'^T = z z'^T. The teacher is normalised, so that no dimension of it outweighs the others. From the authors'
 code (read): smooth L1, teacher-only layer norm, T^2 KL with gamma = 1 on the raw logits, cross-entropy beside it. Their
-student has two heads, one for labels and one for the teacher's logits, and averages them; here one head gets both.
+student has two heads, one for labels and one for the teacher's logits, and averages them; here one head gets both. Their
+z_s is the mean of a ViT's patch tokens; here it is the global feature, which ships: a ViT's class token, and the mean of
+its map for a CNN, where the two are one.
 Their detection code adds a scale and a bias to each projected channel, which "standardise" on both sides would undo:
 left out. Whitening is for generative models and is not in their repository: teacher only, a reading. Where the teacher
 is narrower than the student, W has orthonormal rows instead and inner products are not kept.
@@ -35,6 +37,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import orthogonal
 
+from tinkit.host.methods.checks import above, at_least, below, one_of
 from tinkit.host.methods.kd import soft_kl
 from tinkit.host.pair import Batch, Pair
 
@@ -74,10 +77,11 @@ class VkD(nn.Module):
         whiten_eps: float = 1e-3,
     ):
         super().__init__()
-        if norm not in NORMS or parametrization not in PROJECTIONS:
-            raise ValueError(f"norm {norm!r} of {NORMS}, parametrization {parametrization!r} of {tuple(PROJECTIONS)}")
-        if tau <= 0 or not 0 < whiten_eps < 1 or min(alpha, gamma) < 0:
-            raise ValueError(f"tau {tau}, whiten_eps {whiten_eps}, alpha {alpha}, gamma {gamma}")
+        one_of(NORMS, norm=norm)
+        one_of(PROJECTIONS, parametrization=parametrization)
+        at_least(0, alpha=alpha, gamma=gamma)
+        above(0, tau=tau, whiten_eps=whiten_eps)
+        below(1, whiten_eps=whiten_eps)
         self.norm, self.alpha, self.gamma, self.tau, self.whiten_eps = norm, alpha, gamma, tau, whiten_eps
         self.projection = PROJECTIONS[parametrization](pair.student.dim, pair.teacher.dim)
 
