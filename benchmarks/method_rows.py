@@ -29,7 +29,7 @@ ROWS = {
     "sp": ({"method": "sp"}, 3),
     "crd": ({"method": "crd"}, 3),
     "simkd": ({"method": "simkd"}, 3),
-    "diffkd": ({"method": "diffkd"}, 3),
+    "diffkd": ({"method": "diffkd", "logits": True}, 3),  # its two points: features and logits
     "kd": ({"method": "kd"}, 3),
     "dist": ({"method": "dist"}, 3),
     "dkd": ({"method": "dkd"}, 3),
@@ -54,13 +54,15 @@ ROWS = {
 
 # The study of the mapping: where it comes from, centred or not, and a direct term on the cosines.
 STUDY = {
-    f"{mapping} {'centred' if center else 'not centred'}{' + cosines' if weight else ''}": (
+    f"{mapping} {'centred' if center else 'not centred'}{f' + {weight:g} cosines' if weight else ''}": (
         {"mapping": mapping, "center": center, "cosines_weight": weight},
         3,
     )
-    for weight, centers in ((0.0, (True, False)), (1.0, (True,)))
-    for mapping in ("pca", "learned-pca", "learned")
-    for center in centers
+    for mapping, center, weight in (
+        *((mapping, center, 0.0) for mapping in ("pca", "learned-pca", "learned") for center in (True, False)),
+        *((mapping, True, 1.0) for mapping in ("pca", "learned-pca", "learned")),
+        ("pca", True, 4.0),
+    )
 }
 
 
