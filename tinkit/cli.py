@@ -78,7 +78,7 @@ def _option(*names, **options):
 @_option("--keep-head/--drop-head", help="ship the classifier with the student  [drop]")
 @_option("--mapping", type=click.Choice(["pca", "learned", "learned-pca"]), help="teacher to student space  [pca]")
 @_option("--center/--no-center", help="subtract the mean of the mapped teacher  [center]")
-@_option("--cosines-weight", type=float, help="weight of a direct term on the batch's cosines  [0]")
+@_option("--cosines-weight", type=float, help="weight of a direct term on the batch's cosines  [1]")
 @_option("--local/--no-local", help="the terms over local features  [local]")
 @_option("--epochs", type=int, help="[50]")
 @_option("--batch-size", type=int, help="[64]")

@@ -64,9 +64,10 @@ def features(batch, positions, width, seed, grid=None):
 PAIR = Pair(Side(6, 6, (1, 4)), Side(8, 8, (1, 4)))
 
 
-def make(kind="learned", center=False, **options):
+def make(kind="learned", center=False, cosines_weight=0.0, **options):
+    """The released form, unless asked otherwise."""
     torch.manual_seed(0)
-    method = TinTeM(PAIR, mapping=kind, center=center, **options)
+    method = TinTeM(PAIR, mapping=kind, center=center, cosines_weight=cosines_weight, **options)
     method.fit(lambda: [features(64, 4, PAIR.teacher.dim, 9)])
     return method
 

@@ -39,7 +39,7 @@ class Settings:
     keep_head: bool = False  # ship the classifier with the student
     mapping: str = "pca"
     center: bool = True
-    cosines_weight: float = 0.0
+    cosines_weight: float = 1.0
     local: bool = True  # the terms over local features
     epochs: int = 50
     batch_size: int = 64

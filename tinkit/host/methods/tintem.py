@@ -3,9 +3,9 @@
 The teacher is mapped into the student's space so that cosine similarities survive (L_global over the batch, L_local over
 the positions of each picture; both train the mapping alone), and the student is trained straight on the mapped teacher
 (L_feature, L_token; a stop-gradient stands between). Mapping and student learn at the same time and do not disturb each
-other. The released form is `mapping="learned", center=False`; what differs by default is told in `tinkit.host.mapping`.
-tinkit's own additions: the closed-form mapping, centring, and `cosines_weight`, a direct term on the batch's cosine
-matrices. The paper's student is a ViT; a CNN's mean and map stand for class token and patches here (a reading).
+other. The released form is `mapping="learned", center=False, cosines_weight=0`. tinkit's own additions, on by default and
+measured in docs/mapping.md: the closed-form mapping and centring (`tinkit.host.mapping`), and a direct term on the
+batch's cosine matrices. The paper's student is a ViT; a CNN's mean and map stand for class token and patches here (a reading).
 Switches for ablations: temperatures, form, feature_cosine, the weights, head="linear" (no LayerNorm, no bias) and
 stop_gradient=False (the student pulls at the mapping too). Those of the mapping's own training are refused where it is frozen.
 Legend: B pictures, T = 1 + L tokens of a picture (the global one first), D width, n points.
@@ -29,11 +29,12 @@ SELF_MASK = 1e8  # finite: with infinity, 0 * (inf - inf) would be NaN
 class TinTeM(nn.Module):
     """The teacher mapped into the student's space, angles kept; the student trained straight on it.
 
-        loss = local + global + feature + token          (local and global only where the mapping learns)
+        loss = local + global + feature + token + cosines      (local and global only where the mapping learns)
         local   = mean over pictures of sne(teacher's tokens, mapped tokens)       within each picture, n = T
         global  = sne(teacher's globals, mapped globals)                           over the batch, n = B
         feature = mean of 1 - cos(student's tokens, mapped tokens)                 all T*D numbers as one vector
         token   = mean of 1 - cos(student's global, mapped global)
+        cosines = mean over pairs of (cos(s_i, s_j) - cos(m_i, m_j))^2             tinkit's own; s student, m mapped
 
     form: "full" (symmetric joint probabilities) or "half" (conditional); feature_cosine: "flat" (as released) or
     "per_token"; mapping, center, head: see tinkit.host.mapping. A frozen mapping (pca, the default) leaves form,
@@ -64,7 +65,7 @@ class TinTeM(nn.Module):
         global_weight=1.0,
         feature_weight=1.0,
         token_weight=1.0,
-        cosines_weight=0.0,
+        cosines_weight=1.0,
     ):
         super().__init__()
         one_of(("full", "half"), form=form)
