@@ -1,6 +1,6 @@
 """What a method adds to a training step: the student alone with the cheapest loss there is, against the student and each.
 
-    python benchmarks/method_cost.py [--rounds 15]
+    python benchmarks/method_cost.py [--rounds 15] [--write docs/method-cost.md]
 
 Student, sizes and batch of benchmarks/methods.py; the teacher's features are random numbers of the right shapes, so
 neither pictures nor the teacher's own pass count. One thread; a step is forward, loss, backward, AdamW. The steps of all
@@ -152,6 +152,7 @@ def table(medians, parameters):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--write", help="save the table as Markdown here")
     parser.add_argument("--methods", help="some only, with commas between")
     arguments = parser.parse_args()
     import torch
@@ -164,12 +165,18 @@ def main():
     made = {BARE: bare_step(images_BCHW)}
     made.update({name: method_step(settings, images_BCHW, teacher) for name, settings in chosen.items()})
     medians = interleaved_ms({name: step for name, (step, _) in made.items()}, arguments.rounds)
-    print(table(medians, {name: count for name, (_, count) in made.items()}))
-    print(
-        f"\n{STUDENT} at {STUDENT_SIZE} px, features of {TEACHER_ARCHITECTURE} at {TEACHER_SIZE} px, batch {BATCH}, "
+    text = table(medians, {name: count for name, (_, count) in made.items()})
+    conditions = (
+        f"{STUDENT} at {STUDENT_SIZE} px, features of {TEACHER_ARCHITECTURE} at {TEACHER_SIZE} px, batch {BATCH}, "
         f"{CLASSES} classes (10 where there are labels); processor time of one thread, median of {arguments.rounds} "
         f"rounds in turns. torch {torch.__version__.split('+')[0]}, {platform.machine()} CPU, {os.cpu_count()} cores."
     )
+    print(f"{text}\n\n{conditions}")
+    if arguments.write:
+        title = "What a method adds to a training step"
+        page = f"# {title}\n\n`python benchmarks/method_cost.py`\n\n{text}\n\n{conditions}\n"
+        with open(arguments.write, "w", encoding="utf-8") as handle:
+            handle.write(page)
 
 
 if __name__ == "__main__":

@@ -179,8 +179,8 @@ def test_a_failure_is_not_tried_twice_and_a_diverged_rate_is_not_chosen():
 def test_equal_settings_share_their_runs_and_other_settings_do_not():
     rows = {"a": TRAINED, "the same": TRAINED, "b": ({"method": "mse"}, 1)}
     assert len(ready_jobs(rows, {}, {}, BUDGET)) == 2 * len(RATES)
-    default, centred = ROWS["tintem (default)"], STUDY["pca centred"]
-    assert [j.key for j in plan(default, {}, {}, BUDGET).ready] == [j.key for j in plan(centred, {}, {}, BUDGET).ready]
+    default, same = ROWS["tintem (default)"], STUDY["pca centred + 1 cosines"]
+    assert [j.key for j in plan(default, {}, {}, BUDGET).ready] == [j.key for j in plan(same, {}, {}, BUDGET).ready]
     keys = [job.key for job in ready_jobs({**ROWS, **STUDY}, {}, {}, BUDGET)]
     assert len(keys) == len(set(keys))
     assert all(set(key) <= set("abcdefghijklmnopqrstuvwxyz0123456789-+.") for key in keys)  # file names

@@ -42,6 +42,7 @@ def test_every_method_is_listed_once_with_its_aliases_and_its_paper():
     assert [row[0].split(" ")[0] for row in rows] == list(METHODS)
     assert "tintem (cospress)" in [row[0] for row in rows]
     assert all(row[1] and row[2] and row[-1] for row in rows)
+    assert all(row[3].startswith("x ") for row in rows)  # a measured cost for each
     reconstructed = {row[0] for row in rows if row[4] == "reconstruction"}
     assert reconstructed == {"rtk", "cmkd", "tcs"}
 

@@ -128,7 +128,7 @@ def test_what_cannot_be_meant_is_refused(method, options, words):
 
 
 def test_an_option_that_the_method_itself_refuses_is_a_user_s_mistake():
-    with pytest.raises(TinkitError, match="(?s)form.*third.*options of tintem"):
+    with pytest.raises(TinkitError, match=r"(?s)form.*third.*options of tintem"):
         Objective(parse_terms("tintem", ["form=third"]), pair())
 
 

@@ -20,7 +20,7 @@ def rows(what):
 
 
 def _methods():
-    from tinkit.host.methods import ALIASES, EXTRA_COST, METHODS, method_class
+    from tinkit.host.methods import ALIASES, METHODS, TIMES_THE_STEP, method_class
 
     table = []
     for name in METHODS:
@@ -29,10 +29,8 @@ def _methods():
         uses = [f"({word})" for word in method.uses]
         needs = ", ".join(word.replace("_", " ") for word in (*method.needs, *uses)) or "features"
         kind = "reconstruction" if method.reconstruction else ""
-        table.append(
-            (name + also, method.paper, needs, EXTRA_COST.get(name, "not measured"), kind, _first_line(method))
-        )
-    return ("method", "paper", "needs (can use)", "extra a step", "", "what it does"), table
+        table.append((name + also, method.paper, needs, f"x {TIMES_THE_STEP[name]:.2f}", kind, _first_line(method)))
+    return ("method", "paper", "needs (can use)", "a step", "", "what it does"), table
 
 
 def _targets():
