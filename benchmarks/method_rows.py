@@ -161,6 +161,27 @@ def plan(row, results, failed, budget):
     return Plan(ready, tuning, finals, rate, broken[0] if broken else None)
 
 
+def written_runs(rows, record, budget):
+    """Results by job key out of a written page's JSON (`record`): runs that need not be made again.
+
+    A row whose settings are no longer those of the page gives none. Tuning runs come with their accuracy alone, so a
+    row's costs are then medians over its final runs.
+    """
+    found, written = {}, {row["row"]: row for row in record["rows"]}
+    for name, row in rows.items():
+        old = written.get(name)
+        if old is None or json.loads(json.dumps(row[0])) != old["settings"]:
+            continue
+        for job in plan(row, {}, {}, budget).tuning:
+            if f"{job.rate:g}" in old["tuning"]:
+                found[job.key] = {"knn_validation": old["tuning"][f"{job.rate:g}"], "from": "the page"}
+        known = {(run["rate"], run["seed"], run["epochs"]): run for run in old["runs"]}
+        for job in plan(row, found, {}, budget).finals:
+            if (job.rate, job.seed, job.epochs) in known:
+                found[job.key] = known[job.rate, job.seed, job.epochs]
+    return found
+
+
 def choose_rate(accuracies):
     """The rate with the best validation accuracy, the lowest of equals; None stands for a run that diverged."""
     found = {rate: accuracy for rate, accuracy in accuracies.items() if accuracy is not None}

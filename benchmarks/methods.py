@@ -1,6 +1,7 @@
 """Every method on the same pictures: one student, one teacher, the same cached views, the same budget, several seeds.
 
     python benchmarks/methods.py FOLDER_WITH_TARS [--rows a,b] [--study] [--jobs 2] [--write docs/methods.md]
+                                 [--go-on docs/methods.json]
 
 CIFAR-10: 3,000 training pictures (a twentieth of them is distill's own monitor), 1,000 for choosing the learning rate,
 2,000 held out; out of distribution 1,000 of PACS. Teacher EfficientNet-Lite0 (ImageNet) at 96 px, student
@@ -9,7 +10,9 @@ third of the length with seed 0; the best kNN on the validation pictures is take
 by each finished final run. --study compares the mappings of tintem instead (docs/mapping.md).
 
 Each run is a process of one thread and leaves a file when done, so the command resumes where it stopped; a run that fails
-is told and holds up no other (exit code 1 at the end). Two runs that want the same feature store: the second waits for it.
+is told and holds up no other (exit code 1 at the end). --go-on takes the runs of a written page instead of making them
+again, when the teacher measures the same to 1e-3 here as there; each run keeps the commit that made it.
+Two runs that want the same feature store: the second waits for it.
 """
 
 import argparse
@@ -25,8 +28,20 @@ import sys
 import time
 
 from method_pictures import CORRUPTIONS, PARTS, lay_out, render_all
-from method_rows import RATES, ROWS, STUDENT, STUDENT_SIZE, STUDY, TEACHER, TEACHER_SIZE, Budget, Job, ready_jobs
-from method_table import markdown, summarise, write_page
+from method_rows import (
+    RATES,
+    ROWS,
+    STUDENT,
+    STUDENT_SIZE,
+    STUDY,
+    TEACHER,
+    TEACHER_SIZE,
+    Budget,
+    Job,
+    ready_jobs,
+    written_runs,
+)
+from method_table import MEASURES, markdown, summarise, write_page
 
 from tinkit import files
 from tinkit.errors import TinkitError
@@ -255,6 +270,20 @@ def load_results(work):
     }
 
 
+def taken_over(path, rows, teacher, budget):
+    """The runs of a written page by job key; refused when its teacher measured otherwise than `teacher` does here."""
+    record = files.read_json(path, "The written page")
+    for key, title, _ in MEASURES:
+        if abs(record["teacher"][key] - teacher[key]) > 1e-3:
+            raise TinkitError(
+                "The page's teacher is another, or it saw other pictures.",
+                where=f"{path}, {title}",
+                seen=f"{record['teacher'][key]:.4f} there, {teacher[key]:.4f} here",
+                next_step="leave --go-on out",
+            )
+    return written_runs(rows, record, budget)
+
+
 def conditions(budget, summary):
     import torch
 
@@ -284,6 +313,7 @@ def parse():
     parser.add_argument("--pictures", type=int, default=300, help="training pictures a class")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once; 0: only the table of what is there")
     parser.add_argument("--write", help="save the table as Markdown here, and as JSON beside it")
+    parser.add_argument("--go-on", metavar="JSON", help="take the runs that a page written by --write holds")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     parser.add_argument("--prepare", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -305,11 +335,14 @@ def main():
     refuse_other_networks(arguments.work)
     budget = Budget(arguments.epochs, arguments.seeds, arguments.pictures)
     this_file(arguments, ["--prepare"], os.path.join(arguments.work, "logs", "prepare.txt"))
+    own = os.path.join(evaluation_folder(arguments.work, arguments.pictures), "teacher.json")
+    teacher = files.read_json(own, "The teacher's numbers")
     results = load_results(arguments.work)
+    if arguments.go_on:
+        results = {**taken_over(arguments.go_on, rows, teacher, budget), **results}
     failed = work_off(rows, results, budget, arguments)
     summary = summarise(rows, results, failed, budget)
-    own = os.path.join(evaluation_folder(arguments.work, arguments.pictures), "teacher.json")
-    teacher, text = files.read_json(own, "The teacher's numbers"), conditions(budget, summary)
+    text = conditions(budget, summary)
     table = markdown(summary, teacher)
     print(table + "\n\n" + text)
     for row in summary:

@@ -18,9 +18,11 @@ sys.path.insert(0, BENCHMARKS)
 from method_cost import BARE, interleaved_ms, table  # noqa: E402
 from method_measures import auroc, knn_accuracy, measure  # noqa: E402
 from method_pictures import CORRUPTIONS, STYLES, UNKNOWN, choose, lay_out, shrink  # noqa: E402
-from method_rows import RATES, ROWS, STUDY, Budget, Job, choose_rate, plan, ready_jobs  # noqa: E402
+from method_rows import RATES, ROWS, STUDY, Budget, Job, choose_rate, plan, ready_jobs, written_runs  # noqa: E402
 from method_table import BY_HAND, markdown, summarise, write_page  # noqa: E402
-from methods import work_off  # noqa: E402
+from methods import taken_over, work_off  # noqa: E402
+
+from tinkit.errors import TinkitError  # noqa: E402
 
 BUDGET = Budget(epochs=6, seeds=3, per_class=40)
 TRAINED = ({"method": "cosine"}, 3)
@@ -268,6 +270,38 @@ def test_a_page_keeps_what_was_written_by_hand(tmp_path):
     assert text.count(BY_HAND) == 1
     assert text.endswith("My reading of it.\n")
     assert json.loads((tmp_path / "methods.json").read_text()) == {"a": 2}
+
+
+def written_page(tmp_path, rows, teacher):
+    """A page's JSON with everything done but the last seed."""
+    results = tuned((0.1, 0.3, 0.2))
+    for job in plan(TRAINED, results, {}, BUDGET).finals[:2]:
+        results[job.key] = {"rate": job.rate, "seed": job.seed, "epochs": job.epochs, "commit": "abc", **MEASURED}
+    path = tmp_path / "methods.json"
+    summary = summarise(rows, results, {}, BUDGET)
+    path.write_text(json.dumps({"conditions": "", "teacher": teacher, "rows": summary}))
+    return str(path), results
+
+
+def test_a_written_page_is_gone_on_from(tmp_path):
+    rows = {"cosine": TRAINED}
+    path, results = written_page(tmp_path, rows, MEASURED)
+    taken = taken_over(path, rows, MEASURED, BUDGET)
+    assert set(taken) == set(results)
+    assert [job.seed for job in ready_jobs(rows, taken, {}, BUDGET)] == [2]
+    again, once = summarise(rows, taken, {}, BUDGET)[0], summarise(rows, results, {}, BUDGET)[0]
+    assert again["measures"] == once["measures"]
+    assert again["runs"] == once["runs"]
+    with open(path) as handle:
+        assert written_runs({"cosine": ({"method": "mse"}, 3)}, json.load(handle), BUDGET) == {}
+
+
+def test_a_page_with_another_teacher_is_refused(tmp_path):
+    rows = {"cosine": TRAINED}
+    path, _ = written_page(tmp_path, rows, MEASURED)
+    with pytest.raises(TinkitError, match="another") as caught:
+        taken_over(path, rows, {**MEASURED, "auroc": 0.6}, BUDGET)
+    assert "AUROC" in str(caught.value)
 
 
 def clusters(seed, count, width=8, classes=3, noise=0.1):
