@@ -29,7 +29,8 @@ from tinkit.host.gate import host_gate, student_answers
 from tinkit.host.precision import precision_shares
 from tinkit.host.student import PROVEN, build_student
 from tinkit.pixels import normalise
-from tinkit.recipes import Batch, load_target
+from tinkit.recipes import load_target
+from tinkit.target import Batch
 
 TARGETS = ("onnx-fp32", "onnx-fp16")
 BATCH = 5

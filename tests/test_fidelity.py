@@ -26,7 +26,7 @@ from tinkit.fidelity import (
     ranks,
     verdict_of,
 )
-from tinkit.recipes import Gate
+from tinkit.target import Gate
 
 NAMES = [f"picture {i}.jpg" for i in range(12)]
 LOOSE = Gate(min_cosine=0.5, max_error_share=0.5)

@@ -17,7 +17,7 @@ HOST = [name for name in MODULES if name.startswith("host/")]
 BOARD = BASE + DEVICE
 
 HEAVY = ("torch", "torchvision", "timm", "lightning_fabric", "onnx", "onnxscript", "safetensors", "sklearn", "PIL")
-TOML = {"recipes.py": {"tomllib", "tomli"}}  # read on the host; inside a function, a board gets JSON
+TOML = {"strict.py": {"tomllib", "tomli"}}  # read on the host; inside a function, a board gets JSON
 ON_BOARD = {"onnxruntime", "tensorrt", "PIL"}  # inside functions only
 
 # What numpy gained after 1.17 or lost since, as far as a careless hand would reach for it.

@@ -89,8 +89,8 @@ def test_the_settings_example_is_valid():
         import tomllib
     else:
         import tomli as tomllib
+    from tinkit.budget import check_budget
     from tinkit.host.settings import Settings
-    from tinkit.recipes import check_budget
 
     (example,) = blocks("toml")
     values = tomllib.loads(example)

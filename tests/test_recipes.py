@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from tinkit import recipes
+from tinkit.budget import parse_budget
 from tinkit.errors import TinkitError
-from tinkit.recipes import Batch, Gate, Target, known, load_device, load_target, nearest, parse_budget
+from tinkit.recipes import known, load_device, load_target
+from tinkit.strict import nearest
+from tinkit.target import Batch, Gate, Target
 
 CHECKOUT = Path(__file__).parent.parent
 TARGETS = sorted((CHECKOUT / "export").glob("*.toml"))

@@ -20,7 +20,7 @@ import numpy as np
 from tinkit import files
 from tinkit.errors import TinkitError, from_os_error
 from tinkit.pixels import Preprocessing
-from tinkit.recipes import Target
+from tinkit.target import Target
 
 SCHEMA = "tinkit-bundle-1"
 MODEL, MANIFEST, EXAM = "model.onnx", "manifest.json", "exam.npz"

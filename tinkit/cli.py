@@ -155,7 +155,7 @@ def export(run, **given):
 @click.option("--require-target-runtime", is_flag=True, default=None, help="exit 4 rather than rehearse elsewhere")
 def profile(bundle, budget, **given):
     """Sit the exam and measure BUNDLE (default: the newest) on this machine, and write the report."""
-    from tinkit.recipes import check_budget, parse_budget
+    from tinkit.budget import check_budget, parse_budget
 
     known = ("device", "out", "require_target_runtime", "budget")
     settings = _with_file("profile", _given(given), known=known)
@@ -241,7 +241,7 @@ def _given(values):
 
 def _with_file(section, given, known=None, extra=()):
     """Flags over `tinkit.toml`; both are printed. Unknown keys in the file are errors."""
-    from tinkit.recipes import nearest, read_toml
+    from tinkit.strict import nearest, read_toml
 
     if not os.path.isfile(SETTINGS_FILE):
         return dict(given)

@@ -7,7 +7,7 @@ import numpy as np
 from tinkit.bundle import Exam
 from tinkit.device import pictures
 from tinkit.pixels import Preprocessing, normalise
-from tinkit.recipes import Batch, Gate, Target
+from tinkit.target import Batch, Gate, Target
 
 SIZE = 16
 PREPROCESSING = Preprocessing(size=SIZE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), crop_pct=0.8)

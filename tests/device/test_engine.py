@@ -7,7 +7,7 @@ from small_parts import small_model, small_target
 
 from tinkit.device.engine import engine_from_onnx, find_tensorrt, recording_logger
 from tinkit.errors import TinkitError
-from tinkit.recipes import Batch
+from tinkit.target import Batch
 
 GENERATIONS = {  # version -> (network flags with their bits, builder flags)
     "8.6.1": ({"EXPLICIT_BATCH": 0, "EXPLICIT_PRECISION": 1}, {"FP16": 0, "INT8": 1}),

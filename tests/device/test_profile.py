@@ -14,8 +14,8 @@ from tinkit.device import profile as profiles
 from tinkit.device.profile import judge_budgets, judge_report, profile
 from tinkit.errors import EXIT_NO_VERDICT, CannotJudge, TinkitError
 from tinkit.fidelity import FAILED, NOT_JUDGED, PASSED, compare_answers
-from tinkit.recipes import Batch, Gate
 from tinkit.results import Report
+from tinkit.target import Batch, Gate
 
 
 def hop_of_the_host(verdict):

@@ -11,7 +11,7 @@ from tinkit.device.runtime import OnnxRuntime
 from tinkit.device.sitting import answer_exam, judge_pixels, sit_exam
 from tinkit.errors import TinkitError
 from tinkit.fidelity import FAILED, NOT_JUDGED, PASSED
-from tinkit.recipes import Batch
+from tinkit.target import Batch
 
 
 def sat(bundle, **options):

@@ -13,7 +13,7 @@ from tinkit.host.exam import exam_of_folder
 from tinkit.host.student import build_student
 from tinkit.host.weights import write_weights
 from tinkit.pixels import normalise
-from tinkit.recipes import Batch, Gate, Target
+from tinkit.target import Batch, Gate, Target
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 STUDENT, SIZE, DIM = "test_efficientnet", 64, 32

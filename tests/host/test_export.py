@@ -19,7 +19,8 @@ from tinkit.host import export as exports
 from tinkit.host.export import count_macs, export
 from tinkit.host.run import load_run
 from tinkit.host.student import KNOWN_FAILURES, PROVEN
-from tinkit.recipes import Batch, load_target
+from tinkit.recipes import load_target
+from tinkit.target import Batch
 
 STEM = "backbone.conv_stem"
 

@@ -9,7 +9,7 @@ from tinkit.device.runtime import open_runtime
 from tinkit.errors import TinkitError
 from tinkit.fidelity import FAILED, PASSED, compare_answers
 from tinkit.host.precision import precision_shares, rehearsal_graph, tensor_types, to_fp16
-from tinkit.recipes import Gate
+from tinkit.target import Gate
 
 LOOSE = Gate(min_cosine=0.9, max_error_share=0.9)
 

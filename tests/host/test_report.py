@@ -22,8 +22,8 @@ from tinkit.host import plots
 from tinkit.host.report import cut, flat, load_report, report, short, worst_hop
 from tinkit.host.report_pictures import THUMBNAILS
 from tinkit.pixels import Preprocessing
-from tinkit.recipes import Gate, Target
 from tinkit.results import Latency, Report
+from tinkit.target import Gate, Target
 
 HOSTILE = "<script>alert(1)</script>\"' onerror=x.jpg"
 VOID = {"meta", "img", "br", "link", "input", "hr", "source"}

@@ -9,7 +9,7 @@ from export_parts import DIM, ROOT, SIZE, target
 from tinkit.device.runtime import open_runtime
 from tinkit.errors import TinkitError
 from tinkit.host.to_onnx import check_model, shape_of, student_to_onnx
-from tinkit.recipes import Batch
+from tinkit.target import Batch
 
 
 class Plain(torch.nn.Module):

@@ -13,6 +13,7 @@ import numpy as np
 
 import tinkit
 from tinkit import files, recipes, workspace
+from tinkit.budget import check_budget
 from tinkit.bundle import MODEL, Bundle, open_bundle
 from tinkit.device import board
 from tinkit.device.engine import find_tensorrt, gpu_present
@@ -41,14 +42,14 @@ def profile(
     """Examine and time a bundle here; write `report.json` into `out` and return the `Report` (`path` is that file).
 
     bundle: a path or an opened `Bundle`, the newest one when None. device: a name, a path or a `DeviceProfile`,
-    detected when None. budget: {name of tinkit.recipes.BUDGETS: upper limit}; latencies are those of batch 1. warmup_s
+    detected when None. budget: {name of tinkit.budget.BUDGETS: upper limit}; latencies are those of batch 1. warmup_s
     and min_seconds replace the device profile's. A failed gate or budget is in the verdict, not raised. `say` gets a
     line of text for every step.
     Raises TinkitError for a damaged bundle, CannotJudge where there is nothing to judge with.
     """
     say = say or (lambda text: None)
     budget = dict(budget or {})
-    recipes.check_budget(budget, "budget")
+    check_budget(budget, "budget")
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle or workspace.newest_bundle())
     say("bundle   {}".format(opened.path))
     rehearsal, device_profile = _device(opened.target, device, require_target_runtime)

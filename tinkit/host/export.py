@@ -30,8 +30,9 @@ from tinkit.host.precision import precision_shares, to_fp16
 from tinkit.host.run import Run, load_run
 from tinkit.host.to_onnx import shape_of, student_to_onnx
 from tinkit.pixels import Preprocessing
-from tinkit.recipes import Target, load_target
+from tinkit.recipes import load_target
 from tinkit.results import ExportResult
+from tinkit.target import Target
 
 VERSIONS = ("torch", "timm", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript", "onnxconverter-common", "numpy")
 ON_THE_BOARD = "the engine is built on the board: tinkit profile there"

@@ -20,7 +20,7 @@ from tinkit.host.gather import gather
 from tinkit.host.mapping import Mapping
 from tinkit.host.methods import ALIASES, method_class, options_of
 from tinkit.host.pair import Batch, Pair, Side
-from tinkit.recipes import nearest
+from tinkit.strict import nearest
 
 
 @dataclass(frozen=True)

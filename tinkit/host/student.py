@@ -22,7 +22,7 @@ from tinkit.host.features import Features, backbone_features
 from tinkit.host.taps import tapped_features
 from tinkit.host.weights import load_into, read_weights
 from tinkit.pixels import Preprocessing
-from tinkit.recipes import nearest
+from tinkit.strict import nearest
 
 DEFAULT_DIM = 384  # of a CNN's neck; a ViT keeps its own width
 

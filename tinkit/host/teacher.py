@@ -23,7 +23,7 @@ from tinkit.host.taps import tap_indices, tapped_forward
 from tinkit.host.views import normalise_on_device
 from tinkit.host.weights import load_into, read_weights
 from tinkit.pixels import Preprocessing
-from tinkit.recipes import nearest
+from tinkit.strict import nearest
 
 # name -> (package that brings the weights, its class, timm architecture). ImageNet weights, Apache-2.0, lukemelas/rwightman
 # lineage; the tensors match timm's one to one in order.

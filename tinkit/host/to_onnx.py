@@ -17,7 +17,7 @@ import onnx
 import torch
 
 from tinkit.errors import TinkitError
-from tinkit.recipes import Target
+from tinkit.target import Target
 
 INPUT = "image"
 MAX_BYTES = 2**31 - 2**20  # protobuf's limit for one file, less the graph itself

@@ -10,7 +10,7 @@ import importlib
 import inspect
 
 from tinkit.errors import TinkitError
-from tinkit.recipes import nearest
+from tinkit.strict import nearest
 
 METHODS = {
     "tintem": "TinTeM",
