@@ -16,7 +16,7 @@ context. A reading, from published files and not from a rule: the spelling of th
 
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Dict, Tuple
 
 from tinkit.errors import TinkitError
@@ -91,7 +91,7 @@ def judge_truth(found, precision, floor, what):
     there is nothing to judge. `what` ends the sentence: "of the MACs".
     """
     if not found:
-        return NOT_JUDGED, "nothing was counted {}".format(what)
+        return NOT_JUDGED, "there was nothing to count {}".format(what)
     share, unknown = found.get(precision, 0.0), found.get(UNKNOWN, 0.0)
     said = "{:.2%} {} in {}, the floor is {:.2%}".format(share, what, precision, floor)
     if share >= floor:
@@ -110,7 +110,6 @@ def engine_truth(inspector_json, target, node_macs):
     """
     entries = _entries(inspector_json)
     layers = [_layer(entry) for entry in entries]
-    plain = bool(entries) and not any(isinstance(entry, dict) for entry in entries)
     working = [layer for layer in layers if not _is_idle(layer)]
     by_node = {}  # type: Dict[str, Any]
     for layer in working:
@@ -118,14 +117,15 @@ def engine_truth(inspector_json, target, node_macs):
             by_node.setdefault(node, []).append(layer)
     precisions = {node: _believed(by_node[node]) for node in node_macs if node in by_node}
     notes = []
-    if any("ForeignNode" in layer.name for layer in working):
+    if len(precisions) < len(node_macs) and any("ForeignNode" in layer.name for layer in working):
         notes.append("a fused region (ForeignNode) does not name all of its nodes")
     if "due to dynamic shapes" in json.dumps(entries):
         notes.append("types of tensors were not shown for dynamic shapes: the inspector had no execution context")
-    truth = _of_nodes("engine", precisions, target.precision, target.floor, node_macs, notes, [e.precision for e in working])
-    if plain and not truth.verdict == FAILED:
+    counted = [layer.precision for layer in working]
+    truth = _of_nodes("engine", precisions, target.precision, target.floor, node_macs, notes, counted)
+    if entries and not any(isinstance(entry, dict) for entry in entries):
         reason = "the engine was built without detailed profiling verbosity, so its layers are names only"
-        return Truth(**dict(vars(truth), verdict=NOT_JUDGED, reason=reason))
+        return replace(truth, verdict=NOT_JUDGED, reason=reason)
     return truth
 
 
@@ -146,7 +146,7 @@ def openvino_truth(precisions, target, node_macs, layers=None):
                 break
     counts = [name for name, count in (layers or {}).items() for _ in range(count)] or list(precisions.values())
     truth = _of_nodes("openvino", found, wanted, target.floor, node_macs, [], counts)
-    return Truth(**dict(vars(truth), computed=target.compute))
+    return replace(truth, computed=target.compute)
 
 
 def _of_nodes(subject, precisions, wanted, floor, node_macs, notes, layers):
