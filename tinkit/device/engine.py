@@ -15,13 +15,11 @@ from typing import Optional, Tuple
 
 from tinkit.device import board
 from tinkit.device.tensorrt_log import known_meaning, last_words, progress_monitor, recording_logger
+from tinkit.device.weak_typing import set_weak_precision
 from tinkit.errors import CannotJudge, TinkitError
 
 OLDEST = (8, 5)
 NEWEST_OPSET = (((9, 0), 17), ((10, 0), 19), ((10, 2), 20))  # below this version: the parser's newest opset, by source
-WEAK_FLAGS = {("fp16", ""): ("FP16",), ("int8", "fp16"): ("INT8", "FP16"), ("int8", "fp32"): ("INT8",)}
-ALWAYS_FP32 = ("normalise/", "resize/")  # what tinkit puts in front of a student: 0..255 does not fit fp16 well
-ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]|]*[^\]| ])")
 
 
 @dataclass(frozen=True)
@@ -83,16 +81,17 @@ def engine_from_onnx(trt, onnx_path, target, options=DEFAULTS, logger=None, say=
 def refuse_unfit(trt, onnx_path, target):
     """Raise TinkitError where this TensorRT would not build what the target says, or would build something else."""
     version, bf16, strong = _version(trt), hasattr(trt.DataType, "BF16"), _knows_strong_typing(trt)
+    own = "trt85" if version < (8, 6) else "trt86"  # the targets for TensorRT 8
     if version < OLDEST:
         raise _unfit("This TensorRT is too old.", trt, onnx_path, target, "use TensorRT 8.5 or newer")
     if target.precision == "bf16" and not bf16:
-        raise _unfit("This TensorRT has no bf16.", trt, onnx_path, target, "export with `--target trt86-fp16`")
+        raise _unfit("This TensorRT has no bf16.", trt, onnx_path, target, "export with `--target {}-fp16`".format(own))
     if target.weakly_typed and strong:
         what = "The target is for TensorRT 8: its graph is fp32 and takes its precision from flags."
         raise _unfit(what, trt, onnx_path, target, "export with `--target trt-{}`".format(target.precision))
     if not target.weakly_typed and not strong and target.precision != "fp32":
         what = "The target writes its precision into the graph, which this TensorRT does not obey."
-        raise _unfit(what, trt, onnx_path, target, "export with `--target trt86-{}`".format(target.precision))
+        raise _unfit(what, trt, onnx_path, target, "export with `--target {}-{}`".format(own, target.precision))
     newest = next((opset for below, opset in NEWEST_OPSET if version < below), target.opset)
     if target.opset > newest:
         what = "This TensorRT reads models up to opset {}.".format(newest)
@@ -110,7 +109,7 @@ def build(trt, onnx_path, target, options=DEFAULTS, logger=None, say=None):
     config = builder.create_builder_config()
     _set_options(trt, onnx_path, config, options)
     if not _knows_strong_typing(trt):
-        _set_weak_precision(trt, network, config, target, options.fp32_nodes, say)
+        set_weak_precision(trt, network, config, target, options.fp32_nodes, say)
     _add_batch_range(builder, network, config, target.batch, onnx_path)
     cache = _use_timing_cache(config, options.timing_cache, say)
     monitor = progress_monitor(trt, say)
@@ -191,45 +190,6 @@ def _option(trt, onnx_path, holder, name):
         seen = "TensorRT {}: {}".format(trt.__version__, name)
         raise TinkitError("This TensorRT does not know a build option.", str(onnx_path), seen, "build without it")
     return getattr(holder, name)
-
-
-def _set_weak_precision(trt, network, config, target, fp32_nodes, say):
-    """Flags that allow the target's precision, and fp32 for the layers of some nodes; float layers only.
-
-    TensorRT 8.6 and later keep a layer's ONNX node in its metadata. Before, the layer's name is the node's, with
-    `_<number>` behind it where the name was taken already: then a node `x_1` beside a listed `x` stays in fp32 as well.
-    """
-    for name in WEAK_FLAGS.get((target.precision, target.rest), ()):
-        config.set_flag(getattr(trt.BuilderFlag, name))
-    found = set()
-    for index in range(network.num_layers):
-        layer = network.get_layer(index)
-        nodes = _wanted_nodes(layer, fp32_nodes)
-        outputs = [place for place in range(layer.num_outputs) if _is_float(trt, layer.get_output(place))]
-        if nodes and outputs:
-            layer.precision = trt.DataType.FLOAT
-            for place in outputs:
-                layer.set_output_type(place, trt.DataType.FLOAT)
-        found.update(nodes)
-    if found:
-        config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
-    for name in fp32_nodes:
-        if name not in found:
-            say("no layer of TensorRT belongs to the node {}, which was to stay in fp32".format(name))
-
-
-def _wanted_nodes(layer, fp32_nodes):
-    """The names that this layer was made for, out of the listed ones and of those that always stay in fp32."""
-    known = ONNX_NODE.findall(getattr(layer, "metadata", "") or "")
-    if known:
-        return [name for name in known if name in fp32_nodes or name.startswith(ALWAYS_FP32)]
-    if layer.name.startswith(ALWAYS_FP32):
-        return [layer.name]
-    return [name for name in (layer.name, re.sub(r"_\d+$", "", layer.name)) if name in fp32_nodes]
-
-
-def _is_float(trt, tensor):
-    return tensor.dtype in (trt.DataType.FLOAT, trt.DataType.HALF) and not tensor.is_shape_tensor
 
 
 def _add_batch_range(builder, network, config, batch, onnx_path):
