@@ -158,7 +158,9 @@ class Cuda:
         function = getattr(self._library, name, None)
         if function is None:
             if needed:
-                raise CannotJudge("The NVIDIA driver is older than tinkit can use.", seen="{} lacks {}".format(LIBRARY, name))
+                raise CannotJudge(
+                    "The NVIDIA driver is older than tinkit can use.", seen="{} lacks {}".format(LIBRARY, name)
+                )
             return False
         function.argtypes, function.restype = list(kinds), INT
         return True
@@ -169,7 +171,9 @@ class Cuda:
             raise CannotJudge("CUDA does not start, so there is no GPU here.", seen=self._words("cuInit", code))
         self.call("cuDeviceGetCount", ctypes.byref(count))
         if count.value == 0:
-            raise CannotJudge("The NVIDIA driver finds no GPU.", next_step="look whether this user and container may see it")
+            raise CannotJudge(
+                "The NVIDIA driver finds no GPU.", next_step="look whether this user and container may see it"
+            )
         self._count = count.value
 
     def _device_number(self, index):
