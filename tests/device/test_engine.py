@@ -380,7 +380,7 @@ def test_the_real_builder_makes_an_engine(rtx, tmp_path, dtype, target):
     built = engine_from_onnx(rtx, path, target, options, say=said.append)
     assert len(built.plan) > 1000
     assert built.timing_cache == b""
-    assert said[0].startswith("TensorRT 1.")
+    assert said[0].startswith("TensorRT-RTX 1.")
 
 
 @pytest.mark.tensorrt

@@ -102,7 +102,7 @@ def build(trt, onnx_path, target, options=DEFAULTS, logger=None, say=None):
     """`engine_from_onnx` without its refusals: for a builder that only examines the graph."""
     say, logger = say or (lambda line: None), logger or recording_logger(trt)
     started, heard = time.monotonic(), len(logger.lines)
-    say("TensorRT {} builds {}; on a small board this takes minutes".format(trt.__version__, onnx_path))
+    say("{} builds {}; on a small board this takes minutes".format(_label(trt), onnx_path))
     builder = _builder(trt, onnx_path, logger, heard)
     network = builder.create_network(_network_flags(trt))
     _parse(trt, onnx_path, network, logger, heard)
@@ -130,6 +130,11 @@ def _version(trt):
     """(major, minor). TensorRT-RTX counts from 1, but is of the generation of 11: it becomes (11, 0)."""
     major, minor = (int(number) for number in re.findall(r"\d+", trt.__version__)[:2])
     return (11, 0) if major < 3 else (major, minor)
+
+
+def _label(trt):
+    rtx = re.match(r"[12]\.", trt.__version__)
+    return "TensorRT{} {}".format("-RTX" if rtx else "", trt.__version__)
 
 
 def _knows_strong_typing(trt):
@@ -187,7 +192,7 @@ def _set_options(trt, onnx_path, config, options):
 
 def _option(trt, onnx_path, holder, name):
     if not hasattr(holder, name):
-        seen = "TensorRT {}: {}".format(trt.__version__, name)
+        seen = "{}: {}".format(_label(trt), name)
         raise TinkitError("This TensorRT does not know a build option.", str(onnx_path), seen, "build without it")
     return getattr(holder, name)
 
@@ -223,8 +228,8 @@ def _use_timing_cache(config, data, say):
 
 
 def _unfit(what, trt, onnx_path, target, next_step):
-    seen = "TensorRT {}, target {} ({}, opset {})".format(
-        trt.__version__, target.name or "without a name", target.precision, target.opset
+    seen = "{}, target {} ({}, opset {})".format(
+        _label(trt), target.name or "without a name", target.precision, target.opset
     )
     return TinkitError(what, where=str(onnx_path), seen=seen, next_step=next_step)
 
@@ -232,5 +237,5 @@ def _unfit(what, trt, onnx_path, target, next_step):
 def _refused(what, trt, onnx_path, lines, logger, workspace_mb=None):
     words = last_words(lines, logger.harmless)
     meaning, next_step = known_meaning(words, workspace_mb)
-    seen = "TensorRT {}: {}".format(trt.__version__, words)
+    seen = "{}: {}".format(_label(trt), words)
     return TinkitError(meaning or what, where=str(onnx_path), seen=seen, next_step=next_step)

@@ -1,0 +1,68 @@
+"""A real TensorRT builder on the host, without a GPU: does it take the exported graph?
+
+TensorRT-RTX 1.7 (extra `trt-check`, two wheels) parses and builds on the CPU with the parser and the builder of the
+generation of TensorRT 11. Its engines do not run on a board; they are measured and thrown away. What this proves: a
+strongly typed graph of this kind is read and built. What it does not: that 8.6 or 10.3 read it (tinkit.host.legality
+asks for their limits), nor anything about speed or answers.
+"""
+
+from dataclasses import dataclass
+
+from tinkit.device.engine import BuildOptions, build
+from tinkit.device.tensorrt_log import recording_logger, tidy
+from tinkit.errors import CannotJudge, TinkitError
+from tinkit.target import Target
+
+# Said on every machine without a driver, and by a second build in one process; neither is about the model.
+HARMLESS = r"cudaError 35|initialization failure with error: 35|The logger passed into"
+OPTIONS = BuildOptions(timing_cache=None)  # timing caches are a deprecated no-op there
+WEAK_NOTE = (
+    "the graph was built as it is typed; the {} that this target asks TensorRT 8 for by flags was not tried, "
+    "and this builder reads more than the parser of TensorRT 8"
+)
+
+
+@dataclass(frozen=True)
+class CheckBuild:
+    """What the builder made: seconds of the whole build, megabytes (10^6 bytes) of the engine, warnings in `lines`.
+
+    version: as in "TensorRT-RTX 1.7.1.116"; note: what this build does not say about the target, or "".
+    """
+
+    version: str
+    seconds: float
+    megabytes: float
+    lines: tuple[str, ...]
+    note: str = ""
+
+
+def check_build(model_path, target: Target, say=None) -> CheckBuild:
+    """Parse and build the model of a TensorRT target on the CPU.
+
+    Raises CannotJudge where the builder is not installed or does not start, TinkitError with its last words where it
+    refuses the model.
+    """
+    if target.runtime != "tensorrt":
+        raise TinkitError("Only a TensorRT target can be tried on TensorRT's builder.", seen=target.runtime)
+    trt = _builder_module()
+    logger = recording_logger(trt, HARMLESS)
+    built = build(trt, model_path, target, OPTIONS, logger, say)
+    return CheckBuild(
+        version=f"TensorRT-RTX {built.tensorrt}",
+        seconds=round(built.seconds, 3),
+        megabytes=round(len(built.plan) / 1e6, 3),
+        lines=tuple(tidy(built.log, HARMLESS)),
+        note=WEAK_NOTE.format(target.precision) if target.weakly_typed else "",
+    )
+
+
+def _builder_module():
+    try:
+        import tensorrt_rtx_bindings
+    except (ImportError, OSError) as error:  # OSError: the bindings are there, the libraries are not
+        raise CannotJudge(
+            "TensorRT's builder for the host is not installed.",
+            seen=str(error),
+            next_step='pip install --no-deps "tensorrt-rtx-cu13-libs==1.7.1.116" "tensorrt-rtx-cu13-bindings==1.7.1.116"',
+        ) from None
+    return tensorrt_rtx_bindings
