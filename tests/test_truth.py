@@ -15,7 +15,12 @@ from tinkit.truth import Truth, engine_layers, engine_truth, judge_truth, openvi
 DATA = Path(__file__).parent / "data"
 LAYOUTS = ("inspector-10.json", "inspector-11.json")
 MACS = {"stem/Conv": 600, "block/Conv": 300, "head/MatMul": 100}
-TO_FP32 = (("FP16", "FP32"), ("Half", "Float"), ("f16f16_f16f32", "f32f32_tf32f32"), ("f16f32_f16f32", "f32f32_tf32f32"))
+TO_FP32 = (
+    ("FP16", "FP32"),
+    ("Half", "Float"),
+    ("f16f16_f16f32", "f32f32_tf32f32"),
+    ("f16f32_f16f32", "f32f32_tf32f32"),
+)
 
 
 def target(precision="fp16", **changes):
@@ -153,7 +158,9 @@ def test_an_int8_product_of_two_inputs_is_not_widened_by_its_scales():
     ],
 )
 def test_a_tactic_tells_where_types_are_not_shown(tactic, precision):
-    assert engine_layers({"Layers": [{"Name": "a", "LayerType": "gemm", "TacticName": tactic}]})[0].precision == precision
+    assert (
+        engine_layers({"Layers": [{"Name": "a", "LayerType": "gemm", "TacticName": tactic}]})[0].precision == precision
+    )
 
 
 def test_dynamic_shapes_without_a_context_are_told_by_weights_and_tactics():

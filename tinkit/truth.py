@@ -33,7 +33,9 @@ SPELLINGS = {
 }
 SPELLED = {word: name for name, words in SPELLINGS.items() for word in words}
 WORD = re.compile("|".join(sorted(SPELLED, key=len, reverse=True)))
-TACTIC = re.compile(r"_[a-z]+\d+?[a-z]+\d+_([a-z]+\d+?)[a-z]+\d+_")  # ..._f16f16_f16f32_f32_...: the third is the product's
+TACTIC = re.compile(
+    r"_[a-z]+\d+?[a-z]+\d+_([a-z]+\d+?)[a-z]+\d+_"
+)  # ..._f16f16_f16f32_f32_...: the third is the product's
 IDLE = ("reformat", "constant", "noop", "shapehosttodevice", "signal", "wait")  # move or keep data, compute nothing
 MULTIPLIES = ("conv", "gemm", "matmul", "matrixmultiply", "fullyconnected", "mha")
 OPENED = "[ONNX Layer: "
@@ -157,7 +159,10 @@ def _of_nodes(subject, precisions, wanted, floor, node_macs, notes, layers):
         amounts[name] = amounts.get(name, 0) + macs
     lost = [node for node in node_macs if node not in precisions]
     if lost:
-        notes = [*notes, "{} of {} nodes with MACs are named by no layer ({})".format(len(lost), len(node_macs), some(lost))]
+        notes = [
+            *notes,
+            "{} of {} nodes with MACs are named by no layer ({})".format(len(lost), len(node_macs), some(lost)),
+        ]
     found = shares(amounts)
     verdict, reason = judge_truth(found, wanted, floor, "of the MACs")
     counts = {name: layers.count(name) for name in set(layers)}
