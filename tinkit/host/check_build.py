@@ -3,10 +3,16 @@
 TensorRT-RTX 1.7 (extra `trt-check`, two wheels) parses and builds on the CPU with the parser and the builder of the
 generation of TensorRT 11. Its engines do not run on a board; they are measured and thrown away. What this proves: a
 strongly typed graph of this kind is read and built. What it does not: that 8.6 or 10.3 read it (tinkit.host.legality
-asks for their limits), nor anything about speed or answers.
+asks for their limits), nor anything about speed or answers. It works in a process of its own, because the builder ends
+its process on some graphs (seen: Attention of opset 23 in fp32).
 """
 
-from dataclasses import dataclass
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from tinkit.device.engine import BuildOptions, build
 from tinkit.device.tensorrt_log import recording_logger, tidy
@@ -36,17 +42,44 @@ class CheckBuild:
     note: str = ""
 
 
-def check_build(model_path, target: Target, say=None) -> CheckBuild:
+def check_build(model_path, target: Target) -> CheckBuild:
     """Parse and build the model of a TensorRT target on the CPU.
 
     Raises CannotJudge where the builder is not installed or does not start, TinkitError with its last words where it
-    refuses the model.
+    refuses the model or dies of it.
     """
     if target.runtime != "tensorrt":
         raise TinkitError("Only a TensorRT target can be tried on TensorRT's builder.", seen=target.runtime)
+    _builder_module()
+    job = json.dumps({"model": str(Path(model_path).absolute()), "target": target.to_json()})
+    command = [sys.executable, "-m", "tinkit.host.check_build"]
+    beside_tinkit = Path(__file__).parents[2]  # so that this very tinkit is imported
+    done = subprocess.run(command, input=job, cwd=beside_tinkit, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise TinkitError(
+            "TensorRT's builder ended on this model without a word.",
+            where=str(model_path),
+            seen=_end(done),
+            next_step="another opset or student may be taken; please report the model to TensorRT",
+        )
+    answer = json.loads(done.stdout.splitlines()[-1])
+    if "error" in answer:
+        kind = CannotJudge if answer.pop("no_verdict") else TinkitError
+        raise kind(*answer["error"])
+    return CheckBuild(**dict(answer, lines=tuple(answer["lines"])))
+
+
+def _end(done):
+    if done.returncode < 0:
+        return f"signal {-done.returncode} ({signal.strsignal(-done.returncode)})"
+    return f"exit code {done.returncode}: {(done.stderr.strip().splitlines() or ['nothing was said'])[-1]}"
+
+
+def build_here(model_path, target: Target) -> CheckBuild:
+    """`check_build` in this very process."""
     trt = _builder_module()
     logger = recording_logger(trt, HARMLESS)
-    built = build(trt, model_path, target, OPTIONS, logger, say)
+    built = build(trt, model_path, target, OPTIONS, logger)
     return CheckBuild(
         version=f"TensorRT-RTX {built.tensorrt}",
         seconds=round(built.seconds, 3),
@@ -66,3 +99,16 @@ def _builder_module():
             next_step='pip install --no-deps "tensorrt-rtx-cu13-libs==1.7.1.116" "tensorrt-rtx-cu13-bindings==1.7.1.116"',
         ) from None
     return tensorrt_rtx_bindings
+
+
+def _answer(job):
+    """What the process of its own writes: a CheckBuild or an error, as plain data."""
+    try:
+        return asdict(build_here(job["model"], Target.from_json(job["target"])))
+    except TinkitError as error:
+        words = [error.what, error.where, error.seen, error.next_step]
+        return {"error": words, "no_verdict": isinstance(error, CannotJudge)}
+
+
+if __name__ == "__main__":
+    print(json.dumps(_answer(json.load(sys.stdin))))
