@@ -55,6 +55,8 @@ class OpenVinoRuntime:
             self._request = self._compiled.create_infer_request()
         except _errors(self._openvino) as error:
             raise TinkitError("OpenVINO does not load the model.", where=str(model_path), seen=_words(error)) from None
+        if not self._compiled.outputs:  # an empty file is an empty model to it
+            raise TinkitError("OpenVINO does not load the model.", where=str(model_path), seen="it has no outputs")
         self.load_ms = (time.perf_counter() - start) * 1e3
         self.inputs = tuple(_tensor(value) for value in self._compiled.inputs)
         self.outputs = tuple(_tensor(value) for value in self._compiled.outputs)
