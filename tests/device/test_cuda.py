@@ -1,5 +1,6 @@
-"""CUDA through ctypes: on a pretended GPU the order, the ownership and the words; on a real one, where there is one, the copies."""
+"""CUDA through ctypes: on a pretended GPU the order, the ownership and the words; on a real one the copies."""
 
+import contextlib
 import ctypes
 import re
 
@@ -29,15 +30,18 @@ def cuda(driver):
 
 def there_and_back(cuda):
     """(sent, received, milliseconds) of 256 bytes that went to the device and came back."""
-    with Stream(cuda) as stream, Event(cuda) as start, Event(cuda) as end, DeviceBuffer(cuda, 256) as far:
-        with PinnedBuffer(cuda, 256) as sent, PinnedBuffer(cuda, 256) as received:
-            np.copyto(sent.array("float32", (64,)), WORDS)
-            start.record(stream)
-            stream.to_device(far, sent, 256)
-            stream.to_host(received, far, 256)
-            end.record(stream)
-            stream.synchronise()
-            return WORDS, received.array("float32", (64,)).copy(), end.ms_since(start)
+    with contextlib.ExitStack() as stack:
+        stream, start, end = (stack.enter_context(kind(cuda)) for kind in (Stream, Event, Event))
+        far, sent, received = (
+            stack.enter_context(kind(cuda, 256)) for kind in (DeviceBuffer, PinnedBuffer, PinnedBuffer)
+        )
+        np.copyto(sent.array("float32", (64,)), WORDS)
+        start.record(stream)
+        stream.to_device(far, sent, 256)
+        stream.to_host(received, far, 256)
+        end.record(stream)
+        stream.synchronise()
+        return WORDS, received.array("float32", (64,)).copy(), end.ms_since(start)
 
 
 def test_the_device_tells_what_it_is(cuda):
@@ -66,14 +70,15 @@ def test_a_copy_there_and_back_is_equal(cuda):
 
 
 def test_a_copy_is_there_only_after_synchronise(cuda):
-    with Stream(cuda) as stream, DeviceBuffer(cuda, 4) as far, PinnedBuffer(cuda, 4) as sent:
-        with PinnedBuffer(cuda, 4) as received:
-            sent.array("uint8", (4,))[:] = 7
-            stream.to_device(far, sent, 4)
-            stream.to_host(received, far, 4)
-            assert received.array("uint8", (4,)).sum() == 0
-            stream.synchronise()
-            assert received.array("uint8", (4,)).sum() == 28
+    with Stream(cuda) as stream, DeviceBuffer(cuda, 4) as far, PinnedBuffer(cuda, 4) as near:
+        near.array("uint8", (4,))[:] = 7
+        stream.to_device(far, near, 4)
+        stream.synchronise()
+        near.array("uint8", (4,))[:] = 0
+        stream.to_host(near, far, 4)
+        assert near.array("uint8", (4,)).sum() == 0
+        stream.synchronise()
+        assert near.array("uint8", (4,)).sum() == 28
 
 
 @pytest.mark.parametrize("kind", [DeviceBuffer, PinnedBuffer, Stream, Event])
@@ -128,8 +133,12 @@ def test_a_code_without_a_name_is_told_as_a_number():
 
 @pytest.mark.parametrize("kind", [DeviceBuffer, PinnedBuffer])
 def test_too_little_memory_says_how_much_was_wanted_and_is_free(kind):
-    with nothing_left(FakeDriver(memory=8_000_000)) as driver, Cuda(library=driver) as cuda:
-        with DeviceBuffer(cuda, 3_000_000), pytest.raises(TinkitError, match="too little memory") as error:
+    with (
+        nothing_left(FakeDriver(memory=8_000_000)) as driver,
+        Cuda(library=driver) as cuda,
+        DeviceBuffer(cuda, 3_000_000),
+    ):
+        with pytest.raises(TinkitError, match="too little memory") as error:
             kind(cuda, 6_000_000, "the input image")
     assert "wanted 6.0 MB for the input image" in error.value.seen
     assert "5.0 MB of 8.0 MB free" in error.value.seen
@@ -223,8 +232,9 @@ def test_a_graph_that_is_not_made_leaves_nothing_behind(driver, cuda, name):
 
 
 def test_a_driver_without_graphs_says_so():
-    with nothing_left(FakeDriver(missing=tuple(INSTANTIATE))) as driver, Cuda(library=driver) as cuda:
-        with Stream(cuda) as stream, pytest.raises(TinkitError, match="cannot run CUDA graphs"):
+    driver = FakeDriver(missing=tuple(INSTANTIATE))
+    with nothing_left(driver), Cuda(library=driver) as cuda, Stream(cuda) as stream:
+        with pytest.raises(TinkitError, match="cannot run CUDA graphs"):
             Graph(cuda, stream, lambda: None)
 
 
@@ -280,17 +290,13 @@ def test_a_real_graph_copies_when_launched_and_not_before():
     except CannotJudge as error:
         pytest.skip(str(error))
     with cuda, Stream(cuda) as stream, DeviceBuffer(cuda, 256) as far, PinnedBuffer(cuda, 256) as near:
-        with PinnedBuffer(cuda, 256) as back:
-            near.array("uint8", (256,))[:] = 1
-            back.array("uint8", (256,))[:] = 0
-
-            def work():
-                stream.to_device(far, near, 256)
-                stream.to_host(back, far, 256)
-
-            with Graph(cuda, stream, work) as graph:
-                stream.synchronise()
-                assert back.array("uint8", (256,)).sum() == 0
-                graph.launch(stream)
-                stream.synchronise()
-                assert back.array("uint8", (256,)).sum() == 256
+        near.array("uint8", (256,))[:] = 1
+        stream.to_device(far, near, 256)
+        stream.synchronise()
+        near.array("uint8", (256,))[:] = 0
+        with Graph(cuda, stream, lambda: stream.to_host(near, far, 256)) as graph:
+            stream.synchronise()
+            assert near.array("uint8", (256,)).sum() == 0
+            graph.launch(stream)
+            stream.synchronise()
+            assert near.array("uint8", (256,)).sum() == 256

@@ -199,7 +199,7 @@ def test_a_file_that_others_can_write_is_refused(cache, identity, said, suffix):
 def test_a_folder_that_others_can_read_or_that_is_a_link_is_refused(tmp_path):
     folder = tmp_path / "cache" / "engines"
     EngineCache(folder)
-    os.chmod(folder, 0o750)
+    os.chmod(folder, 0o750)  # noqa: S103
     with pytest.raises(TinkitError, match="nobody else") as error:
         EngineCache(folder)
     assert "mode 750" in error.value.seen
@@ -207,7 +207,7 @@ def test_a_folder_that_others_can_read_or_that_is_a_link_is_refused(tmp_path):
     os.symlink(folder, tmp_path / "cache" / "link")
     with pytest.raises(TinkitError, match="nobody else"):
         EngineCache(tmp_path / "cache" / "link")
-    os.chmod(tmp_path / "cache", 0o777)
+    os.chmod(tmp_path / "cache", 0o777)  # noqa: S103
     with pytest.raises(TinkitError, match="nobody else"):
         EngineCache(folder)
 
@@ -225,7 +225,7 @@ def test_a_folder_of_another_user_is_refused(tmp_path, monkeypatch):
 def test_a_shared_temporary_folder_is_refused(tmp_path, monkeypatch):
     shared = tmp_path / "shared"
     shared.mkdir()
-    os.chmod(shared, 0o1777)
+    os.chmod(shared, 0o1777)  # noqa: S103
     monkeypatch.setenv("XDG_CACHE_HOME", str(shared))
     with pytest.raises(TinkitError, match="nobody else") as error:
         EngineCache()

@@ -37,7 +37,7 @@ def timing_identity(tensorrt, gpu, root="/"):
         "gpu": gpu.name,
         "sm": gpu.sm,
         "multiprocessors": gpu.multiprocessors,
-        "memory_gib": int(round(gpu.memory_bytes / (1 << 30))),
+        "memory_gib": round(gpu.memory_bytes / (1 << 30)),
         "arch": board.architecture(),
         "module": _text(root, "proc/device-tree/compatible").replace("\0", " ").strip(),
         "l4t": l4t_version(root),
