@@ -17,7 +17,7 @@ context. A reading, from published files and not from a rule: the spelling of th
 import json
 import re
 from dataclasses import asdict, dataclass, field, replace
-from typing import Dict, List, Tuple
+from typing import Dict, Tuple
 
 from tinkit.errors import TinkitError
 from tinkit.fidelity import FAILED, NOT_JUDGED, PASSED
@@ -113,7 +113,7 @@ def engine_truth(inspector_json, target, node_macs):
     entries = _entries(inspector_json)
     layers = [_layer(entry) for entry in entries]
     working = [layer for layer in layers if not _is_idle(layer)]
-    by_node = {}  # type: Dict[str, List[Layer]]
+    by_node = {}  # type: Dict[str, list]
     for layer in working:
         for node in layer.nodes:
             by_node.setdefault(node, []).append(layer)
