@@ -19,6 +19,7 @@ TOUCHED = ("Conv", "Gemm", "MatMul", "Add", "Relu", "Clip")  # their float input
 BINS = 2048  # a side
 LEVELS = 128  # of int8, a side
 PERCENTILE = 99.99
+FEW = 8  # values in a bin on average: below that a distribution is noise
 STEP = 8  # bins between two limits that the entropy search tries
 BATCH = 4  # pictures at once
 GROUP = 256  # tensors fetched by one session: what is held at once is GROUP x BATCH activations
@@ -62,7 +63,9 @@ class Histograms:
 
         "minmax": all that was seen. "percentile": a tensor with both signs ends where 0.01 % of its values lie beyond on
         each side, a tensor without negative values at 0 and its 99.99th percentile. "entropy": see `entropy_limit`; a
-        tensor with both signs is cut at the same distance on both sides, and never beyond what was seen.
+        tensor with both signs is cut at the same distance on both sides, and never beyond what was seen. A tensor with few
+        values (fewer than 8 for each of the 2048 bins: pooled features of few pictures) keeps all that was seen there,
+        because the search would read noise.
         """
         if how not in CALIBRATIONS:
             raise ValueError(f"calibration {how!r}: one of {', '.join(CALIBRATIONS)}")
@@ -130,6 +133,8 @@ class _Histogram:
         if how == "minmax" or not self.width:
             return self.low, self.high
         if how == "entropy":
+            if self.total < FEW * BINS:
+                return self.low, self.high
             limit = entropy_limit(self.sides.sum(0)) * self.width
             return max(self.low, -limit), min(self.high, limit)
         beyond = self.total * (1 - PERCENTILE / 100)

@@ -107,6 +107,7 @@ def _choose(model, ranges, form, keep):
     """(the nodes that become int8, notes about the others)."""
     constants = _float_constants(model)
     outputs = {value.name for value in model.graph.output}
+    read = {name for node in model.graph.node for name in node.input}
     chosen, left_out = [], {}
     for node in model.graph.node:
         reason = _obstacle(node, constants)
@@ -114,7 +115,7 @@ def _choose(model, ranges, form, keep):
             continue
         if not reason and node.name in keep:
             reason = "kept as asked"
-        elif not reason and form.results and node.op_type == "Conv" and node.output[0] in outputs:
+        elif not reason and form.results and node.output[0] in outputs & (read if node.op_type != "Conv" else outputs):
             reason = "its output is one of the model's, and would be rounded for an int8 kernel"
         elif not reason and not _known(ranges, node, form):
             reason = "no range was calibrated"
@@ -131,25 +132,31 @@ def _known(ranges, node, form) -> bool:
 
 
 def _results(model, chosen, ranges, keep) -> list[str]:
-    """The tensors that int8 convolutions give out, past a clamp, and the sums of two of them."""
+    """The tensors that int8 convolutions give out, past a clamp, and the sums of two of them.
+
+    onnxruntime rounds what a node gives out for all readers or for none: what goes straight from one Gemm or MatMul to
+    the next belongs here, too.
+    """
     outputs = {value.name for value in model.graph.output}
     readers: dict[str, list] = {}
     for node in model.graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
     convolutions = {node.name for node in chosen if node.op_type == "Conv"}
+    inputs = {node.input[0] for node in chosen}
+    roundable = {node.output[0] for node in model.graph.node if node.name not in keep} & ranges.keys() - outputs
     results: dict[str, None] = {}
     for node in model.graph.node:
         name = node.output[0] if node.output else ""
         if node.name in convolutions:
             after = readers.get(name, [])
-            if len(after) == 1 and after[0].op_type in CLAMPS and after[0].name not in keep:
-                clamped = after[0].output[0]
-                name = clamped if clamped in ranges and clamped not in outputs else name
+            if len(after) == 1 and after[0].op_type in CLAMPS and after[0].output[0] in roundable:
+                name = after[0].output[0]
             results[name] = None
-        elif node.op_type == "Add" and node.name not in keep and name in ranges and name not in outputs:
-            if all(source in results for source in node.input):
-                results[name] = None
+        elif name in roundable and node.op_type == "Add" and all(source in results for source in node.input):
+            results[name] = None
+        elif name in roundable & inputs and node.op_type in OPERATORS:
+            results[name] = None
     return list(results)
 
 
@@ -222,10 +229,12 @@ def _tidy(written, model, aliases) -> None:
         if node.op_type == "DequantizeLinear" and node.input[0] in int32:
             del node.input[2:]  # the zero point of an int32 bias is 0, and may be left out
     old = _tensor_names(model.graph)
-    names = {**aliases, **_merged_constants(graph, old)}
-    fresh = (name for node in nodes for name in (*node.input, *node.output) if name and name not in old)
-    for name in fresh:
-        if name not in names:
+    merged = {**aliases, **_merged_constants(graph, old)}
+    for node in nodes:
+        node.input[:] = [merged.get(name, name) for name in node.input]
+    names: dict[str, str] = {}
+    for name in (name for node in nodes for name in (*node.input, *node.output)):
+        if name and name not in old and name not in names:
             weight = name.removesuffix("_quantized")
             names[name] = f"{weight}/int8" if weight in old else f"int8/{len(names)}"
     for node in nodes:
@@ -234,11 +243,10 @@ def _tidy(written, model, aliases) -> None:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             node.name = node.output[0]
     used = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
-    constants = {names.get(one.name, one.name): one for one in reversed(graph.initializer)}
-    for name, one in constants.items():
-        one.name = name
+    for one in graph.initializer:
+        one.name = names.get(one.name, one.name)
     _replace(graph.node, nodes)
-    _replace(graph.initializer, [constants[name] for name in constants if name in used])
+    _replace(graph.initializer, [one for one in graph.initializer if one.name in used])
     del graph.value_info[:]
     written.CopyFrom(_sorted(written))
     _replace(written.metadata_props, model.metadata_props)
