@@ -243,3 +243,20 @@ def test_one_verdict_for_many():
     assert verdict_of([hop(PASSED), hop(NOT_JUDGED)]) == PASSED
     assert verdict_of([hop(NOT_JUDGED)]) == NOT_JUDGED
     assert verdict_of([]) == NOT_JUDGED
+
+
+def test_the_mean_passes_exactly_at_its_limit_and_fails_just_outside():
+    cosines = np.array([0.75, 1.0])
+    assert judge(cosines, 0.0, NAMES, Gate(0.5, 0.5, min_cosine_mean=0.875))[0] == PASSED
+    verdict, reason = judge(cosines, 0.0, NAMES, Gate(0.5, 0.5, min_cosine_mean=float(np.nextafter(0.875, 1))))
+    assert verdict == FAILED
+    assert "mean cosine 0.875" in reason
+    assert "picture 0.jpg" in reason
+
+
+def test_a_mean_that_is_not_judged_is_not_told_and_one_that_is_travels():
+    answers = draw(0, 12, 8)
+    assert compare(answers, answers).gate == {"min_cosine": 0.5, "max_error_share": 0.5}
+    seen = compare(answers, answers, Gate(0.5, 0.5, 0.75))
+    assert seen.gate == {"min_cosine": 0.5, "max_error_share": 0.5, "min_cosine_mean": 0.75}
+    assert "0.75 on average" in seen.reason

@@ -85,9 +85,17 @@ def compare_answers(hop, output, answers, reference, names, gate=None, condition
         worst=[{"index": int(i), "name": str(names[i]), "cosine": float(cosine[i])} for i in order],
         verdict=verdict,
         reason=reason,
-        gate=None if gate is None else {"min_cosine": gate.min_cosine, "max_error_share": gate.max_error_share},
+        gate=limits_of(gate),
         conditions=dict(conditions or {}),
     )
+
+
+def limits_of(gate):
+    """The limits of a gate that are judged, as plain data; None for no gate."""
+    if gate is None:
+        return None
+    limits = {"min_cosine": gate.min_cosine, "max_error_share": gate.max_error_share}
+    return dict(limits, min_cosine_mean=gate.min_cosine_mean) if gate.min_cosine_mean > -1 else limits
 
 
 def judge(cosine_N, error_share, names, gate):
@@ -99,11 +107,17 @@ def judge(cosine_N, error_share, names, gate):
         return FAILED, "cosine {:.6f} of picture {!r} is below {}".format(
             cosine_N[worst], str(names[worst]), gate.min_cosine
         )
+    mean = float(np.mean(cosine_N))
+    if not mean >= gate.min_cosine_mean:
+        return FAILED, "mean cosine {:.6f} is below {}; worst picture {!r}".format(
+            mean, gate.min_cosine_mean, str(names[worst])
+        )
     if not error_share <= gate.max_error_share:
         return FAILED, "the largest error is {:.2e} of the largest answer, more than {}; worst picture {!r}".format(
             error_share, gate.max_error_share, str(names[worst])
         )
-    return PASSED, "cosine at least {}, error share at most {}".format(gate.min_cosine, gate.max_error_share)
+    told = ", {} on average".format(gate.min_cosine_mean) if gate.min_cosine_mean > -1 else ""
+    return PASSED, "cosine at least {}{}, error share at most {}".format(gate.min_cosine, told, gate.max_error_share)
 
 
 def verdict_of(hops):

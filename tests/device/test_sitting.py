@@ -4,11 +4,13 @@ import sys
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
-from small_parts import small_exam, small_model
+from onnx import TensorProto, helper, numpy_helper
+from small_parts import SIZE, small_exam, small_model
 
 from tinkit.device.runtime import OnnxRuntime
-from tinkit.device.sitting import answer_exam, judge_pixels, sit_exam
+from tinkit.device.sitting import answer_exam, judge_pixels, network_input, sit_exam
 from tinkit.errors import TinkitError
 from tinkit.fidelity import FAILED, NOT_JUDGED, PASSED
 from tinkit.target import Batch
@@ -123,6 +125,48 @@ def test_half_precision_inputs_follow_the_manifest(make_bundle, exam, tmp_path):
     seen = hops["student -> onnxruntime, batch 1"]
     assert seen.verdict == PASSED
     assert 0 < seen.max_error < 0.01
+
+
+def uint8_model(path):
+    """image (batch, 16, 16, 3) uint8 -> embedding: the small model with its normalisation inside."""
+    model = onnx.load(small_model(path))
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", SIZE, SIZE, 3]))
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["float"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Mul", ["planes", "scale"], ["scaled"]),
+        helper.make_node("Sub", ["scaled", "one"], ["normal"]),
+    ]
+    model.graph.node[0].input[0] = "normal"
+    nodes += list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    for name, value in (("scale", 1 / 127.5), ("one", 1.0)):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), name))
+    onnx.save(model, path)
+    return path
+
+
+@pytest.fixture
+def uint8_bundle(make_bundle, exam, tmp_path):
+    bundle = make_bundle(exam, model=uint8_model(tmp_path / "uint8.onnx"), input="uint8-nhwc")
+    bundle.manifest["tensors"]["inputs"] = [{"name": "image", "dtype": "uint8", "shape": ["batch", SIZE, SIZE, 3]}]
+    return bundle
+
+
+def test_a_uint8_input_takes_the_pixels_as_they_are(uint8_bundle, exam):
+    fed = network_input(uint8_bundle, exam.pixels[:2])["image"]
+    assert fed.dtype == np.uint8
+    np.testing.assert_array_equal(fed, exam.pixels[:2])
+    seen = by_hop(sat(uint8_bundle))["student -> onnxruntime, batch 4"]
+    assert seen.verdict == PASSED
+    assert seen.cosine_min > 0.999999
+
+
+def test_a_uint8_input_that_is_not_nhwc_is_refused(uint8_bundle, exam):
+    uint8_bundle.manifest["tensors"]["inputs"][0]["shape"] = ["batch", 3, SIZE, SIZE]
+    with pytest.raises(TinkitError, match="NHWC"):
+        network_input(uint8_bundle, exam.pixels[:1])
 
 
 def test_a_manifest_of_another_model_is_refused(make_bundle, exam, tmp_path):

@@ -66,8 +66,19 @@ def answer_exam(bundle, runtime, pixels_NHWC, batch):
 
 
 def network_input(bundle, pixels_BHWC):
-    """uint8 pictures at network size -> {input name: array in the dtype that the manifest names}."""
+    """uint8 pictures at network size -> {input name: array in the dtype that the manifest names}.
+
+    A uint8 NHWC input takes the pixels as they are: the graph normalises.
+    """
     tensor = bundle.manifest["tensors"]["inputs"][0]
+    if tensor["dtype"] == "uint8":
+        if len(tensor["shape"]) != 4 or tensor["shape"][3] != 3:
+            raise TinkitError(
+                "A uint8 input must be NHWC with three colours.",
+                where=bundle.path,
+                seen="{} {}".format(tensor["name"], tensor["shape"]),
+            )
+        return {tensor["name"]: np.ascontiguousarray(pixels_BHWC)}
     return {tensor["name"]: normalise(pixels_BHWC, bundle.preprocessing).astype(tensor["dtype"], copy=False)}
 
 
