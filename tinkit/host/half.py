@@ -111,8 +111,7 @@ class _Writer:
         for value in (*self.graph.input, *self.graph.output):
             if value.type.tensor_type.elem_type == FLOAT:
                 value.type.tensor_type.elem_type = self.outside
-        for value in self.graph.value_info:
-            value.type.tensor_type.elem_type = self.native.get(value.name, value.type.tensor_type.elem_type)
+        del self.graph.value_info[:]  # of types that were; it tells of constants as well, and shape inference knows both
 
     def _read(self, name, kind) -> str:
         if name in self.constants:
