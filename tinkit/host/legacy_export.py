@@ -31,7 +31,7 @@ def legacy_model(module, example, target, names) -> onnx.ModelProto:
     free = target.batch.min != target.batch.max
     written = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.filterwarnings("ignore", "You are using the legacy", DeprecationWarning)
+        warnings.filterwarnings("ignore", category=DeprecationWarning)  # of the whole exporter; this torch still has it
         warnings.filterwarnings(
             "ignore", category=torch.jit.TracerWarning
         )  # shapes of the example; the batch is checked
