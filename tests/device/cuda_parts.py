@@ -1,11 +1,17 @@
-"""A pretended GPU: a libcuda whose device memory is host memory and whose streams work only when they are waited for.
+"""A pretended GPU with a pretended TensorRT on it. Device memory is host memory; streams work only when waited for.
 
 Every function goes through a real ctypes callback with the argument types that the code under test has set, so a handle
 cut to 32 bits or a forgotten type is seen. `calls` has the order, `alive` what was not given back, `fail` injected codes.
+The pretended engine reads and writes that memory, so what comes out of a run has been through every copy.
 """
 
 import contextlib
 import ctypes
+import enum
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import numpy as np
 
 NAMES = {
     0: "CUDA_SUCCESS",
@@ -31,6 +37,8 @@ class Function:
         assert self.restype is ctypes.c_int, self.name
         self.library.calls.append(self.name)
         if self.library.fail.get(self.name):
+            if self.name == "cuStreamEndCapture":
+                self.library.recording = None  # a capture is over, also where it failed
             return self.library.fail[self.name]
         caught = []
 
@@ -240,3 +248,151 @@ def nothing_left(driver):
     yield driver
     assert driver.alive == {}
     assert driver.retained == 0
+
+
+class DataType(enum.Enum):
+    """By name as in every version; the numbers are not TensorRT's."""
+
+    FLOAT, HALF, INT8, INT32, BOOL, UINT8, BF16 = range(7)
+
+
+class TensorIOMode(enum.Enum):
+    NONE, INPUT, OUTPUT = range(3)
+
+
+class LayerInformationFormat(enum.Enum):
+    ONELINE, JSON = range(2)
+
+
+class ILogger:
+    class Severity(enum.Enum):
+        INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
+
+
+@dataclass
+class Network:
+    """What a pretended plan holds. tensors: name -> (TensorIOMode, DataType, shape), -1 for the free batch; compute:
+    {input: array} -> {output: array}; fails: {method: words in the log}, which then answers None or False."""
+
+    tensors: dict
+    compute: object
+    batches: tuple = (1, 2, 4)
+    fails: dict = field(default_factory=dict)
+    memory: int = 5_000_000
+
+
+class FakeEngine:
+    def __init__(self, world):
+        self._world, self._network = world, world.network
+        self.num_io_tensors = len(self._network.tensors)
+        self.device_memory_size_v2 = self._network.memory
+
+    def get_tensor_name(self, index):
+        return list(self._network.tensors)[index]
+
+    def get_tensor_mode(self, name):
+        return self._network.tensors[name][0]
+
+    def get_tensor_dtype(self, name):
+        return self._network.tensors[name][1]
+
+    def get_tensor_shape(self, name):
+        return self._network.tensors[name][2]
+
+    def get_tensor_profile_shape(self, name, profile_index):
+        assert (self._network.tensors[name][0], profile_index) == (TensorIOMode.INPUT, 0)
+        return [(size, *self._network.tensors[name][2][1:]) for size in self._network.batches]
+
+    def create_engine_inspector(self):
+        return FakeInspector()
+
+    def create_execution_context(self):
+        return self._world.answer("create_execution_context", lambda: FakeContext(self._world))
+
+
+class FakeInspector:
+    def get_engine_information(self, format):
+        return '{"Layers": []}' if format == LayerInformationFormat.JSON else "one line"
+
+
+class FakeContext:
+    def __init__(self, world):
+        self._world, self._network, self._shapes, self._addresses = world, world.network, {}, {}
+        self._warm = None
+
+    def set_input_shape(self, name, shape):
+        smallest, _, largest = self._network.batches
+        assert smallest <= shape[0] <= largest, "a real TensorRT refuses it"
+        self._shapes[name] = tuple(shape)
+        self._warm = None
+        return self._world.answer("set_input_shape", lambda: True, False)
+
+    def get_tensor_shape(self, name):
+        batch = next(iter(self._shapes.values()))[0]
+        return tuple(batch if size == -1 else size for size in self._network.tensors[name][2])
+
+    def set_tensor_address(self, name, memory):
+        self._addresses[name] = memory
+        return self._world.answer("set_tensor_address", lambda: True, False)
+
+    def execute_async_v3(self, stream_handle):
+        driver = self._world.driver
+        assert driver.alive[stream_handle][0] == "stream"
+        assert driver.recording is None or self._warm, "the first run in a shape cannot be recorded"
+        self._warm = True
+        self._world.executions += 1
+        views = {name: self._view(name) for name in self._network.tensors}
+
+        def work():
+            given = {name: view for name, view in views.items() if self._network.tensors[name][0] == TensorIOMode.INPUT}
+            for name, value in self._network.compute(given).items():
+                views[name][...] = value
+
+        driver.put(work)
+        return self._world.answer("execute_async_v3", lambda: True, False)
+
+    def _view(self, name):
+        """The tensor in the pretended device's memory, which must be large enough for it and still be there."""
+        kind, memory = self._world.driver.alive[self._addresses[name]]
+        dtype = {"FLOAT": "float32", "HALF": "float16", "UINT8": "uint8"}[self._network.tensors[name][1].name]
+        shape = self.get_tensor_shape(name)
+        assert kind == "device"
+        return np.frombuffer(memory, dtype, int(np.prod(shape))).reshape(shape)
+
+
+class FakeRuntime:
+    engine_host_code_allowed = False
+
+    def __init__(self, world, logger):
+        self._world, world.logger = world, logger
+        world.runtimes.append(self)
+
+    def deserialize_cuda_engine(self, serialized_engine):
+        assert self._world.driver.retained > 0, "a real TensorRT may crash without a device"
+        if bytes(serialized_engine) != b"plan":
+            self._world.network.fails["deserialize_cuda_engine"] = "Serialization assertion failed: magic tag"
+        return self._world.answer("deserialize_cuda_engine", lambda: FakeEngine(self._world))
+
+
+class FakeTensorRt:
+    """The `trt` module that runs one pretended network on a pretended driver."""
+
+    DataType, TensorIOMode, LayerInformationFormat = DataType, TensorIOMode, LayerInformationFormat
+
+    def __init__(self, driver, network, version="10.3.0", starts=True):
+        self.__version__, self.driver, self.network, self.starts = version, driver, network, starts
+        self.executions, self.runtimes, self.logger = 0, [], None
+        self.ILogger = type("ILogger", (ILogger,), {})  # of this module alone, as the process keeps a logger for each
+        strong = {} if version.startswith("8.") else {"STRONGLY_TYPED": 1}
+        self.NetworkDefinitionCreationFlag = SimpleNamespace(**strong)
+
+    def Runtime(self, logger):
+        if not self.starts:
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+        return FakeRuntime(self, logger)
+
+    def answer(self, method, right, wrong=None):
+        if method not in self.network.fails:
+            return right()
+        self.logger.log(self.ILogger.Severity.ERROR, self.network.fails[method])
+        return wrong

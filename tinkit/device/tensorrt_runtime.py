@@ -16,19 +16,11 @@ from tinkit.device.cuda import Cuda, megabytes
 from tinkit.device.cuda_memory import DeviceBuffer, Event, Graph, PinnedBuffer, Stream
 from tinkit.device.engine_cache import EngineCache
 from tinkit.device.engine_identity import engine_identity, power_mode, timing_identity
+from tinkit.device.loaded_engine import LoadedEngine, batch_of
 from tinkit.device.runtime import Tensor
-from tinkit.device.tensorrt_log import TOO_LITTLE_MEMORY, known_meaning, last_words, recording_logger
+from tinkit.device.tensorrt_log import TOO_LITTLE_MEMORY, recording_logger
 from tinkit.errors import CannotJudge, TinkitError
 
-NUMPY_DTYPES = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "UINT8": "uint8",
-    "INT8": "int8",
-    "INT32": "int32",
-    "INT64": "int64",
-    "BOOL": "bool",
-}
 INSTALL = (
     "on a Jetson TensorRT comes with JetPack: sudo apt-get install python3-libnvinfer, and make a virtual environment with "
     '--system-site-packages; elsewhere: pip install "tinkit[trt]"'
@@ -74,9 +66,8 @@ def open_tensorrt(
 
 def _plan(trt, model_path, target, cuda, cache, options, say):
     """(plan, facts about it): from the cache, else built and kept."""
-    asked = asdict(replace(options, timing_cache=None))
-    asked.update({name: getattr(target, name) for name in ("precision", "rest", "weakly_typed")})
-    asked["batch"] = asdict(target.batch)
+    asked = dict(asdict(options), precision=target.precision, rest=target.rest, batch=asdict(target.batch))
+    del asked["timing_cache"]  # it makes the build shorter, not another engine
     identity = engine_identity(model_path, trt.__version__, cuda.gpu, asked)
     plan = cache.lookup(identity)
     if plan is not None:
@@ -130,17 +121,18 @@ class TensorRtRuntime:
 
     def __init__(self, trt, plan, target, cuda, logger=None, cuda_graph=False, host_code=False, facts=None):
         start = time.perf_counter()
-        self._trt, self._cuda, self._logger = trt, cuda, logger or recording_logger(trt)
+        self._tensorrt, self._cuda = str(trt.__version__), cuda
         self.facts, self.device_ms, self._cuda_graph = dict(facts or {}), None, cuda_graph
         self._batch, self._graph, self._views = None, None, {}
-        self._later, self._context = contextlib.ExitStack(), None
-        self._heard = len(self._logger.lines)
+        self._later, self._owned = contextlib.ExitStack(), None
         cuda.use()
         with contextlib.ExitStack() as until_loaded:  # an error half-way gives everything back
             self._stream = until_loaded.enter_context(Stream(cuda))
             self._events = [until_loaded.enter_context(Event(cuda)) for _ in range(2)]
-            until_loaded.callback(self._drop_engine)
-            self._load(plan, host_code)
+            logger, path = logger or recording_logger(trt), self.facts.get("engine")
+            engine = until_loaded.enter_context(LoadedEngine(trt, plan, cuda, logger, path, host_code))
+            self._engine, self.inspector, self.batch_range = engine, engine.inspector, engine.batch_range
+            self.inputs, self.outputs = engine.inputs, engine.outputs
             self._slots = self._make_slots(until_loaded)
             self._owned = until_loaded.pop_all()
         self.load_ms = (time.perf_counter() - start) * 1e3
@@ -156,7 +148,7 @@ class TensorRtRuntime:
         }
 
     def run(self, feeds):
-        if self._context is None:
+        if self._owned is None:
             raise ValueError("the runtime is closed")
         batch = batch_of(feeds, self.inputs, self.batch_range)
         self._cuda.use()
@@ -177,20 +169,21 @@ class TensorRtRuntime:
         self._stream.synchronise()
         self.device_ms = self._events[1].ms_since(self._events[0])
         if self._cuda_graph and self._graph is None:  # now, for TensorRT does work of its own in a shape's first run
-            self._graph = Graph(self._cuda, self._stream, self._enqueue)
+            self._graph = self._recorded()
         return {slot.tensor.name: self._views[slot.tensor.name].copy() for slot in outputs}
 
     def versions(self):
-        return dict(self._cuda.versions(), tensorrt=str(self._trt.__version__))
+        return dict(self._cuda.versions(), tensorrt=self._tensorrt)
 
     def close_afterwards(self, stack):
         """Close an `ExitStack` with what this runtime needs (the CUDA device) when it is closed itself."""
         self._later = stack
 
     def close(self):
-        if self._context is None:
+        if self._owned is None:
             return
-        with self._later, self._owned:
+        owned, self._owned = self._owned, None
+        with self._later, owned:
             self._cuda.use()
             with contextlib.suppress(TinkitError):  # a run that was interrupted may still use the buffers
                 self._stream.synchronise()
@@ -203,62 +196,14 @@ class TensorRtRuntime:
         with contextlib.suppress(*(() if kind is None else (TinkitError,))):  # the first error is the one to tell
             self.close()
 
-    def _load(self, plan, host_code):
-        try:
-            self._runtime = self._trt.Runtime(self._logger)
-        except (TypeError, RuntimeError) as error:  # pybind11 saw a null pointer
-            raise CannotJudge("TensorRT's runtime does not start.", seen=self._words() + "; " + str(error)) from None
-        if host_code:  # a version-compatible engine brings a runtime of its own, which is code
-            self._runtime.engine_host_code_allowed = True
-        self._engine = self._runtime.deserialize_cuda_engine(plan)
-        if self._engine is None:
-            raise self._refused("TensorRT does not load the engine.", (len(plan), "the engine"))
-        self.inputs, self.outputs = self._tensors()
-        self.batch_range = self._batches()
-        layers = self._engine.create_engine_inspector()
-        self.inspector = str(layers.get_engine_information(self._trt.LayerInformationFormat.JSON))
-        wanted = getattr(self._engine, "device_memory_size_v2", None)  # 10.3 and later; before that the one without
-        wanted = self._engine.device_memory_size if wanted is None else wanted
-        self._context = self._engine.create_execution_context()
-        if self._context is None:
-            raise self._refused("TensorRT makes no execution context.", (wanted, "the engine's activations"))
-
-    def _tensors(self):
-        """(inputs, outputs); a free batch is called "batch" in their shapes."""
-        sides = ([], [])
-        for index in range(self._engine.num_io_tensors):
-            name = self._engine.get_tensor_name(index)
-            shape = tuple(self._engine.get_tensor_shape(name))
-            kind = self._engine.get_tensor_dtype(name).name
-            if kind not in NUMPY_DTYPES:
-                raise TinkitError("A tensor has a type that numpy lacks.", seen="{}: {}".format(name, kind))
-            if not shape or -1 in shape[1:]:
-                raise TinkitError("Only the batch of an engine may be free.", seen="{} {}".format(name, shape))
-            shape = ("batch",) + shape[1:] if shape[0] == -1 else shape
-            is_input = self._engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT
-            sides[0 if is_input else 1].append(Tensor(name, NUMPY_DTYPES[kind], shape))
-        return tuple(sides[0]), tuple(sides[1])
-
-    def _batches(self):
-        """(smallest, largest) batch that every input takes; of a fixed one the same number twice."""
-        low, high = [], []
-        for tensor in self.inputs:
-            smallest, largest = tensor.shape, tensor.shape
-            if tensor.shape[0] == "batch":
-                smallest, _, largest = self._engine.get_tensor_profile_shape(tensor.name, 0)
-            low.append(smallest[0])
-            high.append(largest[0])
-        return max(low), min(high)
-
     def _make_slots(self, stack):
-        self._set_shapes(self.batch_range[1])
+        self._engine.set_batch(self.batch_range[1])
         slots = []
         for tensor in self.inputs + self.outputs:
-            size = int(np.prod(self._shape(tensor), dtype=np.int64)) * np.dtype(tensor.dtype).itemsize
+            size = int(np.prod(self._engine.shape(tensor.name), dtype=np.int64)) * np.dtype(tensor.dtype).itemsize
             device = stack.enter_context(DeviceBuffer(self._cuda, size, "the tensor " + tensor.name))
             pinned = stack.enter_context(PinnedBuffer(self._cuda, size, "the tensor " + tensor.name))
-            if not self._context.set_tensor_address(tensor.name, device.handle):
-                raise self._refused("TensorRT does not take a buffer for {}.".format(tensor.name))
+            self._engine.use_buffer(tensor.name, device.handle)
             slots.append(Slot(tensor, device, pinned))
         return slots
 
@@ -267,75 +212,27 @@ class TensorRtRuntime:
             return
         self._close_graph()
         self._batch = None  # until all of it is set
-        self._set_shapes(batch)
+        self._engine.set_batch(batch)
         self._views = {
-            slot.tensor.name: slot.pinned.array(slot.tensor.dtype, self._shape(slot.tensor)) for slot in self._slots
+            slot.tensor.name: slot.pinned.array(slot.tensor.dtype, self._engine.shape(slot.tensor.name))
+            for slot in self._slots
         }
         self._batch = batch
 
-    def _set_shapes(self, batch):
-        for tensor in self.inputs:
-            shape = (batch,) + tensor.shape[1:]
-            if not self._context.set_input_shape(tensor.name, shape):
-                raise self._refused("TensorRT does not take {} of the shape {}.".format(tensor.name, shape))
-
-    def _shape(self, tensor):
-        shape = tuple(self._context.get_tensor_shape(tensor.name))
-        if min(shape) < 0:
-            raise TinkitError("An output's shape depends on its values.", seen="{} {}".format(tensor.name, shape))
-        return shape
-
     def _enqueue(self):
-        if not self._context.execute_async_v3(self._stream.handle):
-            raise self._refused("TensorRT does not run the engine.")
+        self._engine.enqueue(self._stream.handle)
+
+    def _recorded(self):
+        try:
+            return Graph(self._cuda, self._stream, self._enqueue)
+        except TinkitError as error:
+            raise TinkitError(
+                "The engine cannot be recorded as a CUDA graph.",
+                seen=error.seen or error.what,
+                next_step="run it without (cuda_graph=False)",
+            ) from error
 
     def _close_graph(self):
         graph, self._graph = self._graph, None
         if graph is not None:
             graph.close()
-
-    def _drop_engine(self):
-        """Before the stream and the device go; TensorRT wants the parts to go before what made them."""
-        self._context = None
-        self._engine = None
-        self._runtime = None
-
-    def _words(self):
-        words = last_words(self._logger.lines[self._heard :], self._logger.harmless)
-        return "TensorRT {}: {}".format(self._trt.__version__, words)
-
-    def _refused(self, what, wanted=None):
-        words = self._words()
-        meaning, next_step = known_meaning(words)
-        if meaning == TOO_LITTLE_MEMORY:
-            return self._cuda.too_little_memory(wanted, words)
-        path = self.facts.get("engine")
-        if path and next_step is None:
-            next_step = "remove {}, so that it is built anew".format(path)
-        return TinkitError(what, where=path, seen=words, next_step=next_step)
-
-
-def batch_of(feeds, inputs, batch_range):
-    """The batch size of arrays by name. Raises TinkitError for other names, types or shapes than the engine's."""
-    if set(feeds) != {tensor.name for tensor in inputs}:
-        wanted = ", ".join(tensor.name for tensor in inputs)
-        raise TinkitError("The inputs are not the engine's.", seen=", ".join(sorted(feeds)), next_step="give " + wanted)
-    batch = None
-    for tensor in inputs:
-        seen, shape = feeds[tensor.name].dtype, feeds[tensor.name].shape
-        batch = shape[:1] if batch is None else batch
-        if seen != np.dtype(tensor.dtype) or shape[1:] != tensor.shape[1:] or shape[:1] != batch or not shape:
-            raise TinkitError(
-                "An input is not what the engine takes.",
-                where=tensor.name,
-                seen="{} {}".format(seen, shape),
-                next_step="give {} {}, the batch the same for all inputs".format(tensor.dtype, tensor.shape),
-            )
-    low, high = batch_range
-    if not low <= batch[0] <= high:
-        raise TinkitError(
-            "The batch is outside what the engine was built for.",
-            seen="batch {}, the engine takes {} to {}".format(batch[0], low, high),
-            next_step="split the pictures, or export with another batch range in the target",
-        )
-    return batch[0]
