@@ -22,11 +22,13 @@ import torch
 from torch import nn
 
 from tinkit import files
-from tinkit.bundle import MODEL, Bundle
+from tinkit.bundle import MODEL
 from tinkit.host.exam import exam_of_folder
-from tinkit.host.export import count_macs, tensors_of, write_model
-from tinkit.host.gate import host_gate, student_answers
-from tinkit.host.precision import precision_shares
+from tinkit.host.export import count_macs, write_fp32
+from tinkit.host.gate import Draft, host_gate, student_answers
+from tinkit.host.graph_truth import graph_truth
+from tinkit.host.graphs import node_macs
+from tinkit.host.precise import write_precision
 from tinkit.host.student import PROVEN, build_student
 from tinkit.pixels import normalise
 from tinkit.recipes import load_target
@@ -70,16 +72,15 @@ def measure(architecture, target, folder, pictures=40):
     with tempfile.TemporaryDirectory() as temporary:
         path = os.path.join(temporary, MODEL)
         start = time.perf_counter()
-        notes = write_model(deployed, preprocessing.size, target, path)
+        notes = write_fp32(deployed, preprocessing, target, path)
+        written = write_precision(onnx.load(path), target)
         seconds = time.perf_counter() - start
-        model = onnx.load(path)
-        manifest = {
-            "target": target.to_json(),
-            "preprocessing": preprocessing.to_json(),
-            "tensors": tensors_of(model),
-        }
-        hops = [hop for hop in host_gate(Bundle(temporary, manifest), exam) if hop.output != "pixels"]
+        model = written.model
+        onnx.save(model, path)
+        draft = Draft(temporary, target, preprocessing)
+        hops = [hop for hop in host_gate(draft, written, exam) if hop.output != "pixels"]
         size = os.path.getsize(path)
+        truth = graph_truth(model, target, node_macs(model, preprocessing.size))
     judged = [hop for hop in hops if hop.gate is not None]
     return {
         "architecture": architecture,
@@ -90,13 +91,13 @@ def measure(architecture, target, folder, pictures=40):
         "mb": size / 1e6,
         "nodes": len(model.graph.node),
         "seconds": seconds,
-        "fp16_share": precision_shares(model)["fp16"],
+        "fp16_share": truth.macs.get("fp16", 0.0),
         "spread": float(np.std(exam.answers["embedding"], axis=0).mean() / np.abs(exam.answers["embedding"]).mean()),
         "pictures": len(exam.pixels),
         "hops": [hop.to_json() for hop in hops],
         "verdict": "passed" if all(hop.verdict == "passed" for hop in judged) else "failed",
         "reason": "; ".join(hop.reason for hop in judged if hop.verdict != "passed"),
-        "notes": notes,
+        "notes": [*notes, *written.notes],
     }
 
 

@@ -18,7 +18,7 @@ BOARD = BASE + DEVICE
 
 HEAVY = ("torch", "torchvision", "timm", "lightning_fabric", "onnx", "onnxscript", "safetensors", "sklearn", "PIL")
 TOML = {"strict.py": {"tomllib", "tomli"}}  # read on the host; inside a function, a board gets JSON
-ON_BOARD = {"onnxruntime", "tensorrt", "PIL"}  # inside functions only
+ON_BOARD = {"onnxruntime", "tensorrt", "openvino", "PIL"}  # inside functions only
 
 # What numpy gained after 1.17 or lost since, as far as a careless hand would reach for it.
 NUMPY_NAMES = {
@@ -93,7 +93,7 @@ def test_board_modules_import_where_the_heavy_ones_are_blocked():
     names = ["tinkit." + name[: -len(".py")].replace("/", ".").replace(".__init__", "") for name in BOARD]
     code = (
         "import sys, importlib\n"
-        f"for name in {HEAVY + ('click', 'rich', 'tomli', 'tomllib', 'onnxruntime', 'tensorrt')!r}: sys.modules[name] = None\n"
+        f"for name in {HEAVY + ('click', 'rich', 'tomli', 'tomllib', 'onnxruntime', 'tensorrt', 'openvino')!r}: sys.modules[name] = None\n"
         f"for name in {[n.replace('tinkit.__init__', 'tinkit') for n in names]!r}: importlib.import_module(name)\n"
         "print('imported')"
     )

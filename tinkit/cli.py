@@ -32,6 +32,8 @@ EXTRAS = {  # import name -> the extra that brings it
         "host,cpu",
     ),
     "onnxruntime": "cpu",
+    "openvino": "openvino",
+    "tensorrt_rtx_bindings": "trt-check",
     "skimage": "demo",
 }
 
@@ -135,15 +137,23 @@ def distill(images, out, resume, **given):
 @_option("--out", help="the bundle's folder  [RUN/bundle-TARGET]")
 @_option("--exam", help="take the exam's pictures from this folder instead of the run's")
 @click.option("--deploy-only", is_flag=True, default=None, help="leave the exam (your pictures) out of the bundle")
+@_option("--heal/--no-heal", help="a failed gate sends the fewest nodes back to higher precision  [heal]")
+@_option("--calibration", help="take the pictures for int8 calibration from this folder  [the run's own]")
+@click.option("--check-build", is_flag=True, default=None, help="build it with TensorRT-RTX, without a GPU")
 def export(run, **given):
     """Export RUN (default: the newest finished one) to a bundle and hold it against its host gate."""
-    settings = _with_file("export", _given(given), known=("target", "out", "exam", "deploy_only"))
+    known = ("target", "out", "exam", "deploy_only", "heal", "calibration", "check_build")
+    settings = _with_file("export", _given(given), known=known)
     result = tinkit.export(run, say=_say, **settings)
     for hop in result.hops:
         click.echo(
             f"{hop.verdict:<10} {hop.hop} [{hop.output}]: cosine mean {hop.cosine_mean:.6f}, worst {hop.cosine_min:.6f}"
             + (f"; {hop.reason}" if hop.verdict == "failed" else "")
         )
+    for found in result.healing.values():
+        for node in found["kept"] if found["healed"] else found["ranking"]:
+            click.echo(f"{'healed' if found['healed'] else 'suspect':<10} {node['node']} ({node['op_type']})")
+    click.echo(f"{result.truth.verdict:<10} precision: {result.truth.reason}")
     _end(result.verdict, f"host gate of {result.target}, bundle in {result.bundle}")
 
 
@@ -276,7 +286,8 @@ def _with_file(section, given, known=None, extra=()):
             )
     if section != "distill":  # distill checks its own
         for name, value in values.items():
-            wanted = {"budget": dict, "deploy_only": bool, "require_target_runtime": bool}.get(name, str)
+            flags = ("deploy_only", "require_target_runtime", "heal", "check_build")
+            wanted = dict if name == "budget" else bool if name in flags else str
             if not isinstance(value, wanted):
                 raise errors.TinkitError(
                     "A value of the settings file has the wrong type.", where=SETTINGS_FILE, seen=f"{name} = {value!r}"

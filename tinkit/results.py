@@ -4,9 +4,10 @@ A number is never without its conditions: `Latency` keeps its raw samples and sa
 """
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 from tinkit.fidelity import Fidelity
+from tinkit.truth import Truth
 
 REPORT_SCHEMA = "tinkit-report-1"
 LATENCY_PROTOCOL = "tinkit-latency-1"  # raised whenever numbers stop being comparable
@@ -29,13 +30,18 @@ class DistillResult:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """A bundle and the verdict of its host gate ("passed", "failed" or "not judged")."""
+    """A bundle and the verdict of its host gate and precision truth ("passed", "failed" or "not judged").
+
+    healing: by step ("fp16", "int8"), what went back to higher precision and why (tinkit.host.heal.Healing as JSON).
+    """
 
     bundle: str
     target: str
     verdict: str
     hops: List[Fidelity]
     notes: List[str] = field(default_factory=list)
+    truth: Optional[Truth] = None
+    healing: Dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,8 @@ class Report:
     """The evidence about one bundle on one machine.
 
     `rehearsal` is "" or says that the target's own runtime was not used; then the device gate is "not judged".
+    `truth` is the precision that the runtime
+    really computes in (tinkit.truth.Truth as JSON), {} where it does not tell.
     `budgets` lists {"name", "limit", "measured", "verdict"}. `chain` holds every hop from teacher to runtime, in order.
     """
 
@@ -95,6 +103,7 @@ class Report:
     created: str
     path: str = ""
     notes: List[str] = field(default_factory=list)
+    truth: Dict[str, Any] = field(default_factory=dict)
     schema: str = REPORT_SCHEMA
 
     def to_json(self):

@@ -115,7 +115,8 @@ class Target:
 
     def to_json(self):
         """Plain data that travels; the path of the file stays here."""
-        return {name: value for name, value in asdict(self).items() if name != "path"}
+        plain = {name: value for name, value in asdict(self).items() if name != "path"}
+        return dict(plain, frame=list(self.frame))
 
     @classmethod
     def from_json(cls, value):

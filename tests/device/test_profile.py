@@ -93,15 +93,52 @@ def test_a_rehearsal_can_be_refused(make_bundle, exam, here, tmp_path):
     assert profile(make_bundle(exam), here, out=tmp_path / "out", require_target_runtime=True).verdict == PASSED
 
 
-def test_where_tensorrt_could_run_nothing_is_pretended(make_bundle, exam, here, tmp_path, monkeypatch):
+def test_where_the_targets_runtime_is_there_it_is_taken_and_never_replaced(make_bundle, exam, tmp_path, monkeypatch):
     monkeypatch.setattr(profiles, "gpu_present", lambda: True)
     monkeypatch.setattr(profiles, "find_tensorrt", lambda: object())
+    opened = []
+
+    def open_runtime(kind, path, threads, target, fp32_nodes, say):
+        opened.append((kind, target.name, fp32_nodes))
+        raise CannotJudge("The driver has no device.")
+
+    monkeypatch.setattr(profiles, "open_runtime", open_runtime)
     bundle = rehearsed(make_bundle, exam)
-    with pytest.raises(CannotJudge, match="does not run engines yet"):
-        profile(bundle, out=tmp_path / "out")
-    assert profile(bundle, here, out=tmp_path / "out").rehearsal  # asked for by name, a rehearsal is one
-    with pytest.raises(CannotJudge):
-        profile(bundle, replace(here, runtime="tensorrt"), out=tmp_path / "out")
+    with pytest.raises(CannotJudge, match="no device"):
+        profile(bundle.path, out=tmp_path / "out")
+    assert opened == [("tensorrt", bundle.target.name, ())]
+
+
+def test_a_bf16_bundle_is_not_rehearsed_where_nothing_has_bf16(make_bundle, exam, here, tmp_path):
+    bundle = make_bundle(exam, runtime="tensorrt", precision="bf16", opset=22)
+    with pytest.raises(CannotJudge, match="bf16"):
+        profile(bundle.path, here, out=tmp_path / "out")
+
+
+class Answering:
+    """An OpenVINO that computes in `precision`."""
+
+    name = "openvino"
+
+    def __init__(self, precision):
+        self.precision = precision
+
+    def node_precisions(self):
+        return {"conv": self.precision}
+
+    def layer_precisions(self):
+        return {self.precision: 1}
+
+
+def test_what_the_runtime_really_computes_in_is_judged(make_bundle, exam, tmp_path):
+    gate = {"embedding": {"min_cosine": 0.9, "max_error_share": 0.5}}
+    bundle = make_bundle(exam, {"node_macs": {"conv": 100}}, runtime="openvino", compute="fp32", gate=gate)
+    good, bad = (profiles.runtime_truth(bundle, Answering(precision)) for precision in ("fp32", "bf16"))
+    assert (good.verdict, bad.verdict) == (PASSED, FAILED)
+    assert "bf16" in bad.reason
+    hop = hop_of_the_host(PASSED)
+    assert profiles.judge_report([hop], [hop], [], good) == PASSED
+    assert profiles.judge_report([hop], [hop], [], bad) == FAILED
 
 
 def test_a_profile_of_another_processor_is_refused(make_bundle, exam, here):

@@ -13,7 +13,10 @@ import sys
 from tinkit.errors import CannotJudge
 
 ARCHITECTURES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
-PROFILES = {"x86_64": "x86-cpu", "aarch64": "arm64-cpu"}
+PROFILES = {
+    "x86_64": {"onnxruntime": "x86-cpu", "openvino": "x86-openvino", "tensorrt": "x86-tensorrt"},
+    "aarch64": {"onnxruntime": "arm64-cpu", "tensorrt": "arm64-tensorrt"},
+}
 
 
 def machine(root="/"):
@@ -44,8 +47,11 @@ def architecture():
     return ARCHITECTURES.get(seen.lower(), seen)
 
 
-def detect_device():
-    """The name of the shipped device profile that fits this machine. Raises CannotJudge for an unknown architecture."""
+def detect_device(runtime="onnxruntime"):
+    """The name of the shipped device profile that fits this machine and has this runtime, else the one of its processor.
+
+    Raises CannotJudge for an unknown architecture.
+    """
     seen = architecture()
     if seen not in PROFILES:
         raise CannotJudge(
@@ -53,7 +59,7 @@ def detect_device():
             seen=seen or "an unknown architecture",
             next_step="write one (profiles/*.toml) and name it with --device",
         )
-    return PROFILES[seen]
+    return PROFILES[seen].get(runtime, PROFILES[seen]["onnxruntime"])
 
 
 def usable_cores():

@@ -1,13 +1,14 @@
 """`tinkit profile`: a bundle on this machine: it sits its exam, is timed, and the report says under which conditions.
 
-Bundle (hashes checked) -> runtime -> exam -> stopwatch -> budgets -> report.json. Where the target asks for another
-runtime than the device profile has, this is a rehearsal: all evidence is kept, nothing of it is judged, and title and
-JSON say so.
+Bundle (hashes checked) -> runtime -> precision truth -> exam -> stopwatch -> budgets -> report.json. Where the target asks
+for another runtime than the device profile has, this is a rehearsal: all evidence is kept, nothing of it is judged, and
+title and JSON say so.
 """
 
 import os
 from dataclasses import replace
 from datetime import datetime, timezone
+from importlib.util import find_spec
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from tinkit.device.sitting import network_input, sit_exam
 from tinkit.errors import CannotJudge
 from tinkit.fidelity import FAILED, NOT_JUDGED, PASSED, Fidelity, verdict_of
 from tinkit.results import Report
+from tinkit.truth import engine_truth, openvino_truth
 
 REPORT = "report.json"
 REHEARSAL = "onnxruntime-cpu, not the target runtime"
@@ -59,7 +61,13 @@ def profile(
 
     machine = board.machine()
     load_before, peak_before = board.load_average(), board.peak_memory_mb()
-    with open_runtime(device_profile.runtime, opened.model_path, device_profile.threads) as runtime:
+    fp32_nodes = opened.manifest.get("fp32_nodes", ())
+    with open_runtime(
+        device_profile.runtime, opened.model_path, device_profile.threads, opened.target, fp32_nodes, say
+    ) as runtime:
+        truth = None if rehearsal else runtime_truth(opened, runtime)
+        if truth is not None:
+            say("truth    {}; {}".format(truth.verdict, truth.reason))
         conditions = dict(runtime.conditions, runtime=runtime.name, device=device_profile.name)
         hops = sit_exam(opened, runtime, conditions, rehearsal)
         for hop in hops:
@@ -84,7 +92,7 @@ def profile(
     path = os.path.join(os.fspath(out or _default_out(opened, device_profile)), REPORT)
     report = Report(
         title=title,
-        verdict=judge_report(host_hops, hops, budgets),
+        verdict=judge_report(host_hops, hops, budgets, truth),
         rehearsal=rehearsal,
         bundle=_bundle_facts(opened, file_mb),
         device=dict(device_profile.to_json(), batches=list(device_profile.batches)),
@@ -98,6 +106,7 @@ def profile(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         path=os.path.abspath(path),
         notes=notes,
+        truth=truth.to_json() if truth is not None else {},
     )
     files.write_json(path, report.to_json())
     say("verdict  {}; {}".format(report.verdict, path))
@@ -108,7 +117,8 @@ def _device(target, device, require_target_runtime):
     """(why this is only a rehearsal or "", device profile). Raises CannotJudge where a rehearsal is not wanted."""
     chosen = device
     if not isinstance(chosen, recipes.DeviceProfile):
-        chosen = recipes.load_device(device or board.detect_device())
+        there = runtime_present(target.runtime)
+        chosen = recipes.load_device(device or board.detect_device(target.runtime if there else "onnxruntime"))
     here = board.architecture()
     if board.ARCHITECTURES.get(chosen.arch.lower(), chosen.arch) != here:
         raise CannotJudge(
@@ -125,12 +135,32 @@ def _device(target, device, require_target_runtime):
             seen="target {} wants {}, {} has {}".format(target.name, target.runtime, chosen.name, chosen.runtime),
             next_step="profile on a device with {}, or drop --require-target-runtime".format(target.runtime),
         )
-    if device is None and target.runtime == "tensorrt" and gpu_present() and find_tensorrt() is not None:
+    if target.precision == "bf16":
         raise CannotJudge(
-            "TensorRT and a GPU are here, but this tinkit does not run engines yet.",
-            next_step="--device {} rehearses the bundle in onnxruntime, and says so".format(chosen.name),
+            "A bf16 bundle cannot be rehearsed: onnxruntime has no bf16 convolution.",
+            seen="target {}".format(target.name),
+            next_step="profile on a device with {}".format(target.runtime),
         )
     return REHEARSAL, chosen
+
+
+def runtime_present(runtime):
+    """Whether this machine could run it; the answer costs nothing and loads no model."""
+    if runtime == "tensorrt":
+        return gpu_present() and find_tensorrt() is not None
+    return runtime == "onnxruntime" or find_spec(runtime) is not None
+
+
+def runtime_truth(opened, runtime):
+    """The `Truth` of what this runtime really computes in; None where it does not tell or the manifest has no MACs."""
+    macs = opened.manifest.get("node_macs")
+    if not macs:
+        return None
+    if runtime.name == "tensorrt":
+        return engine_truth(runtime.inspector, opened.target, macs)
+    if runtime.name == "openvino":
+        return openvino_truth(runtime.node_precisions(), opened.target, macs, runtime.layer_precisions())
+    return None
 
 
 def _time_batches(opened, runtime, device_profile, conditions, say):
@@ -194,9 +224,11 @@ def _judge_budget(name, limit, measured, single, rehearsal):
     return {"name": name, "limit": limit, "measured": value, "verdict": verdict, "reason": reason}
 
 
-def judge_report(host_hops, device_hops, budgets):
+def judge_report(host_hops, device_hops, budgets, truth=None):
     """Failed if anything failed, on the host too; passed only by what was judged on this device."""
     here = [hop.verdict for hop in device_hops] + [entry["verdict"] for entry in budgets]
+    if truth is not None and truth.verdict == FAILED:
+        return FAILED
     if FAILED in here or verdict_of(host_hops) == FAILED:
         return FAILED
     return PASSED if PASSED in here else NOT_JUDGED

@@ -1,7 +1,8 @@
 """What runs a model: one protocol, so that the exam and the stopwatch do not care which runtime is behind it.
 
-Here onnxruntime on a CPU, with every option that moves a number set by hand and recorded. Arrays go in and come out in
-host memory, so a time taken around `run` includes the copies. A runtime that is missing is said, never replaced.
+Here onnxruntime on a CPU, with every option that moves a number set by hand and recorded; OpenVINO and TensorRT have
+modules of their own. Arrays go in and come out in host memory, so a time taken around `run` includes the copies. A runtime
+that is missing is said, never replaced.
 """
 
 import time
@@ -102,15 +103,22 @@ class OnnxRuntime:
         self._session = None  # frees the model's memory
 
 
-def open_runtime(kind, model_path, threads=1):
-    """The runtime of a target or a device profile by its name. Raises CannotJudge where this machine has none."""
+def open_runtime(kind, model_path, threads=1, target=None, fp32_nodes=(), say=None):
+    """The runtime of a target or a device profile by its name, for the model of `target` (a `Target`).
+
+    The target says which arithmetic OpenVINO is asked for and what TensorRT builds, with `fp32_nodes` for TensorRT 8.
+    Raises CannotJudge where this machine has no such runtime.
+    """
     if kind == "onnxruntime":
         return OnnxRuntime(model_path, threads)
+    if kind == "openvino":
+        from tinkit.device.openvino_runtime import OpenVinoRuntime
+
+        return OpenVinoRuntime(model_path, threads, getattr(target, "compute", "") or "fp32")
     if kind == "tensorrt":
-        raise CannotJudge(
-            "This tinkit builds TensorRT engines but does not run them yet.",
-            next_step="--device x86-cpu or arm64-cpu rehearses the bundle in onnxruntime, and says so",
-        )
+        from tinkit.device.tensorrt_runtime import open_tensorrt
+
+        return open_tensorrt(model_path, target, fp32_nodes, say)
     raise ValueError("unknown runtime {!r}".format(kind))
 
 

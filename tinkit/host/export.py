@@ -1,8 +1,8 @@
 """`tinkit export`: a finished run becomes a bundle that carries its own exam.
 
-The road: open the run; take the exam's pictures and let the trained student answer them; re-parameterise; write ONNX
-and, where the target says so, fp16 into the graph; judge the result (tinkit.host.gate); write the folder at once. A
-failed gate is written too, as evidence, with its verdict: nothing later picks such a bundle up by itself.
+The road: open the run; take the exam's pictures and let the trained student answer them; re-parameterise; write ONNX;
+settle the precision (tinkit.host.settle: calibrate, write, judge, heal); read back which precision is really there;
+write the folder at once. A failed gate is written too, as evidence: nothing later picks such a bundle up by itself.
 """
 
 import os
@@ -12,40 +12,55 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 
-import numpy as np
 import onnx
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import tinkit
 from tinkit import workspace
-from tinkit.bundle import MODEL, Bundle, Exam, write_bundle
+from tinkit.bundle import MODEL, Exam, write_bundle
 from tinkit.device import engine
 from tinkit.errors import TinkitError
 from tinkit.fidelity import FAILED, verdict_of
 from tinkit.host.exam import exam_of_folder
 from tinkit.host.features import backbone_features
-from tinkit.host.gate import host_gate, student_answers
-from tinkit.host.precision import precision_shares, to_fp16
+from tinkit.host.gate import Draft, host_gate, student_answers, tensors_of
+from tinkit.host.graph_truth import graph_truth
+from tinkit.host.legality import problems
 from tinkit.host.run import Run, load_run
-from tinkit.host.to_onnx import shape_of, student_to_onnx
+from tinkit.host.settle import Settled, settle
+from tinkit.host.to_onnx import student_to_onnx
 from tinkit.pixels import Preprocessing
 from tinkit.recipes import load_target
 from tinkit.results import ExportResult
 from tinkit.target import Target
 
 VERSIONS = ("torch", "timm", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript", "onnxconverter-common", "numpy")
+CALIBRATION_PICTURES, CALIBRATION_BATCH = 128, 8
 ON_THE_BOARD = "the engine is built on the board: tinkit profile there"
 
 
-def export(run=None, target="onnx-fp32", out=None, exam=None, deploy_only=False, pictures=64, say=None) -> ExportResult:
+def export(
+    run=None,
+    target="onnx-fp32",
+    out=None,
+    exam=None,
+    deploy_only=False,
+    pictures=64,
+    heal=True,
+    calibration=None,
+    check_build=False,
+    say=None,
+) -> ExportResult:
     """Export a run for a target, judge it, and write the bundle. Returns its verdict and evidence.
 
     run: a path or an opened `Run`, the newest finished one when None. target: a name, a path or a `Target`. out: the
     bundle's folder (default RUN/bundle-TARGET). exam: a folder whose pictures replace the run's. deploy_only: the
-    bundle carries no pictures; the gate is judged on them all the same. pictures: at most so many in the exam. `say`
-    gets a line of text for every step. A failed gate is in the verdict, not raised.
-    Raises TinkitError for what a user can mend, CannotJudge without onnxruntime.
+    bundle carries no pictures; the gate is judged on them all the same. pictures: at most so many in the exam. heal:
+    when a gate fails, the fewest nodes go back to higher precision until it passes. calibration: a folder of pictures
+    for int8 (default: the run's own). check_build: a real builder takes the graph, without a GPU (extra trt-check).
+    `say` gets a line of text for every step. A failed gate is in the verdict, not raised.
+    Raises TinkitError for what a user can mend, CannotJudge without the runtime that judges.
     """
     say = say or (lambda text: None)
     opened = run if isinstance(run, Run) else load_run(run or workspace.newest_run())
@@ -62,13 +77,23 @@ def export(run=None, target="onnx-fp32", out=None, exam=None, deploy_only=False,
     deployed = student.deploy(wanted.local)
     with tempfile.TemporaryDirectory(prefix="tinkit-export-") as folder:
         model_path = os.path.join(folder, MODEL)
-        notes += write_model(deployed, preprocessing.size, wanted, model_path)
-        manifest = _manifest(opened, wanted, deployed, preprocessing, model_path)
-        hops = host_gate(Bundle(folder, manifest), complete)
-        verdict = verdict_of(hops)
-        say(f"gate     {verdict}: {_decisive(hops, verdict)}")
+        draft = Draft(folder, wanted, preprocessing)
+        notes += write_fp32(deployed, preprocessing, wanted, model_path)
+        fp32 = onnx.load(model_path)
+        feeds, more = calibration_feeds(draft, fp32, opened, complete, calibration)
+        settled = settle(fp32, draft, complete, feeds, heal, say)
+        notes += [*more, *settled.written.notes]
+        check_legal(settled.written.model, wanted)
+        onnx.save(settled.written.model, model_path)
+        hops = host_gate(draft, settled.written, complete, settled.hops)
+        truth = graph_truth(settled.written.model, wanted, settled.macs)
+        verdict = FAILED if truth.verdict == FAILED else verdict_of(hops)
+        say(f"truth    {truth.verdict}: {truth.reason}")
+        say(f"gate     {verdict_of(hops)}: {_decisive(hops, verdict_of(hops))}")
         told = [_nameless(hop.to_json()) if deploy_only else hop.to_json() for hop in hops]
+        manifest = _manifest(opened, wanted, deployed, preprocessing, settled)
         manifest.update(
+            precision=truth.to_json(),
             host_gate={"verdict": verdict, "hops": told},
             chain=[*(_nameless(hop) if deploy_only else hop for hop in opened.record.get("chain", [])), *told],
             privacy=_privacy(complete, exam or opened.record["images"]["root"], deploy_only),
@@ -77,20 +102,61 @@ def export(run=None, target="onnx-fp32", out=None, exam=None, deploy_only=False,
         bundle = write_bundle(out, model_path, manifest, None if deploy_only else complete)
     say(f"bundle   {bundle.path}")
     if wanted.runtime == "tensorrt":
-        notes = [*notes, _engine_note(wanted, bundle.model_path)]
+        notes = [*notes, *_builder_notes(wanted, bundle.model_path, settled, check_build)]
     for note in notes:
         say(f"note     {note}")
-    return ExportResult(bundle=bundle.path, target=wanted.name, verdict=verdict, hops=hops, notes=notes)
+    return ExportResult(
+        bundle=bundle.path,
+        target=wanted.name,
+        verdict=verdict,
+        hops=hops,
+        notes=notes,
+        truth=truth,
+        healing={step: found.to_json() for step, found in settled.healings.items()},
+    )
 
 
-def write_model(deployed, size: int, target: Target, path) -> list[str]:
-    """The ONNX file of a `Deployed` in the target's precision; returns notes. Raises TinkitError."""
-    notes = student_to_onnx(deployed, size, target, path)
-    if target.precision == "fp16":
-        model, more = to_fp16(onnx.load(path), target.io)
-        onnx.save(model, path)
-        notes += more
-    return notes
+def write_fp32(deployed, preprocessing: Preprocessing, target: Target, path) -> list[str]:
+    """The ONNX file of a `Deployed` in fp32, in the target's opset and input form; returns notes."""
+    return student_to_onnx(deployed, preprocessing.size, target, path, preprocessing)
+
+
+def check_legal(model, target: Target) -> None:
+    """Raises TinkitError when the target's generation of runtimes cannot read the graph."""
+    found = problems(model, target)
+    if found:
+        raise TinkitError(
+            f"The graph is not one that the runtimes of {target.name} read.",
+            seen="; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else ""),
+            next_step="choose another --target, or another --student",
+        )
+
+
+def calibration_feeds(draft: Draft, fp32, run: Run, exam: Exam, folder=None):
+    """(function that gives the inputs for int8 calibration in small batches, notes).
+
+    The pictures are of `folder`, else of the run's own folder without those of the exam; where that is gone, the exam's.
+    """
+    if draft.target.precision != "int8":
+        return (lambda: iter(())), []
+    root, notes = os.fspath(folder or run.record["images"]["root"]), []
+    pixels = exam.pixels
+    if folder is None and not os.path.isdir(root):
+        notes.append(f"int8 is calibrated on the exam's own pictures, {root} is gone: the gate is judged too well")
+    else:
+        others, _ = exam_of_folder(root, draft.preprocessing, CALIBRATION_PICTURES + len(exam.names))
+        taken = set(exam.names.tolist()) if folder is None else set()
+        fresh = [index for index, name in enumerate(others.names.tolist()) if name not in taken]
+        if fresh:
+            pixels = others.pixels[fresh[:CALIBRATION_PICTURES]]
+        else:
+            notes.append("int8 is calibrated on the exam's own pictures, there are no others: the gate is judged too well")
+
+    def feeds():
+        for start in range(0, len(pixels), CALIBRATION_BATCH):
+            yield draft.feed(pixels[start : start + CALIBRATION_BATCH], fp32)
+
+    return feeds, notes
 
 
 def count_macs(deployed, size: int) -> int:
@@ -130,9 +196,9 @@ def _first(exam: Exam, count) -> Exam:
     )
 
 
-def _manifest(run: Run, target: Target, deployed, preprocessing, model_path) -> dict:
-    """Everything about the bundle but its verdict and its files."""
-    model, record = onnx.load(model_path), run.record
+def _manifest(run: Run, target: Target, deployed, preprocessing, settled: Settled) -> dict:
+    """Everything about the bundle but its verdict, its precision truth and its files."""
+    model, record = settled.written.model, run.record
     return {
         "name": f"{run.name}-{target.name}",
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -142,7 +208,11 @@ def _manifest(run: Run, target: Target, deployed, preprocessing, model_path) -> 
         "preprocessing": preprocessing.to_json(),
         "classes": record.get("classes") if target.head else None,
         "opset": next(opset.version for opset in model.opset_import if opset.domain == ""),
-        "precision": precision_shares(model),
+        "fp32_nodes": sorted(settled.plan.fp32) if target.weakly_typed else [],
+        "unquantised": sorted(settled.plan.unquantised),
+        "calibration": settled.calibration,
+        "healing": {step: found.to_json() for step, found in settled.healings.items()},
+        "node_macs": settled.macs,
         "student": {
             "architecture": record["student"]["architecture"],
             "dim": deployed.student.dim,
@@ -155,22 +225,6 @@ def _manifest(run: Run, target: Target, deployed, preprocessing, model_path) -> 
         "teacher": record.get("teacher"),
         "versions": _versions(),
     }
-
-
-def tensors_of(model) -> dict[str, list[dict]]:
-    """Names, dtypes and shapes of a model's inputs and outputs, as the manifest tells them."""
-    return {"inputs": _tensors(model.graph.input), "outputs": _tensors(model.graph.output)}
-
-
-def _tensors(values) -> list[dict]:
-    return [
-        {
-            "name": value.name,
-            "dtype": str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))),
-            "shape": shape_of(value),
-        }
-        for value in values
-    ]
 
 
 def _versions() -> dict[str, str]:
@@ -207,15 +261,23 @@ def _decisive(hops, verdict) -> str:
     return f"{hop.hop}, {hop.output}: {hop.reason}"
 
 
-def _engine_note(target: Target, model_path) -> str:
-    """Where a GPU and TensorRT are at hand, the engine is built to see that this model is taken; it is not kept."""
+def _builder_notes(target: Target, model_path, settled: Settled, check_build: bool) -> list[str]:
+    """What real builders say: the one that needs no GPU where asked for, this machine's own where it has one."""
+    notes = []
+    if check_build:
+        from tinkit.host.check_build import check_build as build_without_gpu
+
+        built = build_without_gpu(model_path, target)
+        told = f"TensorRT-RTX {built.version} builds it without a GPU ({built.megabytes:.1f} MB in {built.seconds:.1f} s)"
+        notes.append(f"{told}; {built.note}" if built.note else told)
     trt = engine.find_tensorrt()
     if trt is None or not engine.gpu_present():
-        return ON_THE_BOARD
+        return [*notes, ON_THE_BOARD]
     try:
-        plan = engine.engine_from_onnx(trt, model_path, target)
+        options = engine.BuildOptions(fp32_nodes=tuple(sorted(settled.plan.fp32)) if target.weakly_typed else ())
+        plan = engine.engine_from_onnx(trt, model_path, target, options).plan
     except TinkitError as error:
-        return (
-            f"TensorRT {trt.__version__} on this machine refuses the model: {error.what} {error.seen}; {ON_THE_BOARD}"
-        )
-    return f"TensorRT {trt.__version__} on this machine builds it ({len(plan) / 1e6:.1f} MB, not kept); {ON_THE_BOARD}"
+        told = f"TensorRT {trt.__version__} on this machine refuses the model: {error.what} {error.seen}"
+        return [*notes, f"{told}; {ON_THE_BOARD}"]
+    told = f"TensorRT {trt.__version__} on this machine builds it ({len(plan) / 1e6:.1f} MB, not kept)"
+    return [*notes, f"{told}; {ON_THE_BOARD}"]
