@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from small_parts import small_target
 
 from tinkit.errors import TinkitError
-from tinkit.host.graphs import precision_shares, tensor_types
+from tinkit.host.graphs import tensor_types
 from tinkit.host.half import ALWAYS_FP32, to_half
 from tinkit.host.rehearsal import rehearsal_graph
 from tinkit.target import Batch
@@ -235,18 +235,6 @@ def test_what_onnx_does_not_define_in_bf16_stays_in_fp32_and_is_told():
     half, notes = to_half(overflowing(opset=22), "bf16")
     assert notes == []
     assert computed_in(half)["Conv0"] == {BF16}
-
-
-def test_shares_count_weights_by_the_dtype_they_multiply_in():
-    constants = {"wide": np.ones((4, 12)), "narrow": np.ones((12, 2))}
-    nodes = [("MatMul", ["image", "wide"], "a"), ("MatMul", ["a", "narrow"], "embedding")]
-    model = make_model(nodes, constants, 4, 2)
-    assert precision_shares(model)["fp32"] == 1
-    assert precision_shares(to_half(model, "fp16")[0])["fp16"] == 1
-    assert precision_shares(to_half(model, "bf16")[0])["bf16"] == 1
-    mixed = precision_shares(to_half(model, "fp16", keep=["MatMul1"])[0])
-    assert (mixed["fp16"], mixed["fp32"]) == (48 / 72, 24 / 72)
-    assert mixed["nodes"] == {"fp32": 1, "fp16": 1}
 
 
 def test_unknown_names_and_control_flow_are_refused():

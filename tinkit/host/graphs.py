@@ -7,7 +7,6 @@ than those of torch's flop counter for a transformer.
 
 import math
 
-import numpy as np
 import onnx
 from onnx import TensorProto
 
@@ -156,22 +155,3 @@ def _shapes(model, size) -> tuple[dict[str, tuple], int]:
         if value.type.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims):
             shapes[value.name] = tuple(dim.dim_value for dim in dims)
     return shapes, batch
-
-
-def precision_shares(model) -> dict:
-    """What share of the weights that multiply is in which precision, by the dtype that each node computes in.
-
-    Counted are the elements of constant weights of Conv, ConvTranspose, Gemm and MatMul; products of two activations
-    (attention) have none and appear in `nodes` only.
-    """
-    types, sources = tensor_types(model), weight_sources(model)
-    sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in model.graph.initializer}
-    nodes, weights = dict.fromkeys(("fp32", "fp16"), 0), dict.fromkeys(("fp32", "fp16"), 0)
-    for node in model.graph.node:
-        if node.op_type in MAC_NODES:
-            name = NAMES.get(types[node.output[0]], "other")
-            nodes[name] = nodes.get(name, 0) + 1
-            weights[name] = weights.get(name, 0) + sizes.get(weight_of(node, sources)[1], 0)
-    total = max(sum(weights.values()), 1)
-    shares = {name: count / total for name, count in weights.items()}
-    return {**shares, "nodes": nodes, "unit": f"share of the weight elements of {', '.join(MAC_NODES)}"}

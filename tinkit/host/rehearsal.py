@@ -81,4 +81,4 @@ def _widen_attributes(node) -> None:
 
 
 def _cast(source, result, to):
-    return helper.make_node("Cast", [source], [result], name=f"{result}/cast", to=to)
+    return helper.make_node("Cast", [source], [result], name=f"{result}/rehearsal", to=to)
