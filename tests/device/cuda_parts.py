@@ -171,10 +171,12 @@ class FakeDriver:
     def _cuStreamSynchronize(self, stream):
         assert self.alive[stream][0] == "stream"
         assert self.recording is None, "waiting for a stream that records"
-        work, self.queue = self.queue, []
-        for step in work:
-            step()
-            self.clock += CLOCK_MS
+        while self.queue:
+            self._step()
+
+    def _step(self):
+        self.queue.pop(0)()
+        self.clock += CLOCK_MS
 
     def _cuStreamDestroy_v2(self, stream):
         return self._give_back(stream, "stream")
@@ -213,11 +215,13 @@ class FakeDriver:
     def _cuEventRecord(self, event, stream):
         assert (self.alive[event][0], self.alive[stream][0]) == ("event", "stream")
         assert self.recording is None, "an event in a graph marks nothing outside"
+        self.marks.pop(event, None)
         self.put(lambda: self.marks.update({event: self.clock}))
 
     def _cuEventSynchronize(self, event):
-        if event not in self.marks:
-            self._cuStreamSynchronize(next(key for key, value in self.alive.items() if value[0] == "stream"))
+        assert self.alive[event][0] == "event"
+        while event not in self.marks:  # what comes after the event is not waited for
+            self._step()
 
     def _cuEventElapsedTime(self, out, start, end):
         write(out, ctypes.c_float, self.marks[end] - self.marks[start])

@@ -243,6 +243,14 @@ def test_the_default_is_the_users_cache(tmp_path, monkeypatch):
         EngineCache()
 
 
+def test_a_place_where_no_folder_can_be_made_is_told(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(TinkitError, match="no place to keep engines") as error:
+        EngineCache()
+    assert "XDG_CACHE_HOME" in error.value.next_step
+
+
 def test_beyond_the_limit_the_one_not_used_for_longest_goes(tmp_path, identity, said):
     cache = EngineCache(tmp_path / "cache" / "engines", limit_gb=2500 / 1e9, say=said.append)
     first, second, third = (dict(identity, onnx_sha256=name) for name in ("first", "second", "third"))

@@ -136,7 +136,12 @@ def _own_folder(folder):
                 os.mkdir(path, 0o700)
         above = os.stat(os.path.dirname(parent))  # a link is fine here: a home folder may lie on another disk
     except OSError as error:
-        raise from_os_error(error, "making the engine cache {}".format(folder)) from error
+        raise TinkitError(
+            "There is no place to keep engines.",
+            where=folder,
+            seen=error.strerror,
+            next_step="set XDG_CACHE_HOME to a folder of your own",
+        ) from error
     if above.st_mode & stat.S_IWOTH:
         raise _not_ours(os.path.dirname(parent), "everybody can write there: a shared temporary folder")
     _check_owner(parent, os.lstat(parent), stat.S_ISDIR, stat.S_IWOTH, {0, os.geteuid()})
