@@ -71,7 +71,9 @@ def small_cnn(width=16, seed=0):
     y = net.add("Clip", "dw.act", net.conv("dw", x, (width, width), 3, group=width), zero, six)
     x = net.add("Add", "residual", net.conv("pw", y, (width, width)), x)
     x = net.add("HardSwish", "wide.act", net.conv("wide", x, (width, 2 * width), 3, stride=2))
-    gate = net.add("Sigmoid", "gate.act", net.conv("gate", net.add("GlobalAveragePool", "squeeze", x), (2 * width,) * 2))
+    gate = net.add(
+        "Sigmoid", "gate.act", net.conv("gate", net.add("GlobalAveragePool", "squeeze", x), (2 * width,) * 2)
+    )
     x = net.conv("project", net.add("Mul", "gated", x, gate), (2 * width, 2 * width))
     y = net.add("Relu", "skip.act", net.conv("skip", x, (2 * width, 2 * width), 3))
     x = net.add("Add", "residual2", net.conv("skip2", y, (2 * width, 2 * width)), x)

@@ -7,9 +7,9 @@ import pytest
 from int8_parts import SIZE, Net, cosines, pictures, run, small_attention, small_cnn
 from onnx import TensorProto, numpy_helper
 
-from tinkit.device.engine import engine_from_onnx
 from tinkit.errors import TinkitError
 from tinkit.host.calibration import calibrate
+from tinkit.host.check_build import check_build
 from tinkit.host.graphs import node_macs
 from tinkit.host.half import to_half
 from tinkit.host.int8 import FORMS, quantisable, to_int8
@@ -194,7 +194,8 @@ def test_openvino_computes_in_int8(nets, tmp_path):
         precisions = [
             one["runtimePrecision"] for one in layers if one["layerType"] in ("Convolution", "FullyConnected")
         ]
-        assert precisions == ["u8"] * count
+        assert set(precisions) == {"u8"}
+        assert len(precisions) >= count  # a layer may be there twice: the embedding, rounded for the head and exact
         images = pictures(8, seed=9)
         answer = compiled({"image": images})["embedding"]
         assert cosines(answer, run(int8, images)["embedding"])[0].min() > 0.999
@@ -334,7 +335,9 @@ def test_new_names_are_short_and_equal_constants_are_one(nets, form):
     int8, _ = to_int8(model, ranges, form)
     old = {name for node in model.graph.node for name in (node.name, *node.input, *node.output)}
     new = {name for node in int8.graph.node for name in (node.name, *node.input, *node.output)} - old
-    assert {name for name in new if not (name.startswith("int8/") or name.endswith(".weight/int8"))} == set()
+    assert {
+        name for name in new if not (name.startswith("int8/") or name.endswith((".weight/int8", ".bias/int8")))
+    } == set()
     scales = [
         one.SerializeToString().replace(one.name.encode(), b"") for one in int8.graph.initializer if one.name in new
     ]
@@ -388,7 +391,7 @@ def test_the_macs_of_the_int8_graph_are_those_of_the_fp32_graph(nets):
 @pytest.mark.parametrize("rest", ["fp32", "fp16"])
 @pytest.mark.parametrize("net", NETS)
 def test_tensorrts_builder_takes_it(nets, net, rest, tmp_path):
-    trt = pytest.importorskip("tensorrt_rtx_bindings")
+    pytest.importorskip("tensorrt_rtx_bindings")
     model = onnx.version_converter.convert_version(nets[net][0], 20) if rest == "fp16" else nets[net][0]
     int8, _ = to_int8(model, nets[net][1], "tensorrt")
     if rest == "fp16":
@@ -396,15 +399,15 @@ def test_tensorrts_builder_takes_it(nets, net, rest, tmp_path):
     gate = Gate(min_cosine=0.98, max_error_share=0.35)
     target = Target("", "tensorrt", "int8", {"embedding": gate}, rest=rest, batch=Batch(1, 2, 4))
     onnx.save(int8, tmp_path / "int8.onnx")
-    assert len(engine_from_onnx(trt, tmp_path / "int8.onnx", target).plan) > 10_000
+    assert check_build(tmp_path / "int8.onnx", target).megabytes > 0.01
 
 
 @pytest.mark.tensorrt
 def test_tensorrts_builder_refuses_the_other_forms(nets, tmp_path):
-    trt = pytest.importorskip("tensorrt_rtx_bindings")
+    pytest.importorskip("tensorrt_rtx_bindings")
     gate = Gate(min_cosine=0.98, max_error_share=0.35)
     target = Target("", "tensorrt", "int8", {"embedding": gate}, rest="fp32", batch=Batch(1, 2, 4))
     int8, _ = to_int8(*nets["cnn"], "onnxruntime")
     onnx.save(int8, tmp_path / "int8.onnx")
     with pytest.raises(TinkitError, match="TensorRT does not"):
-        engine_from_onnx(trt, tmp_path / "int8.onnx", target)
+        check_build(tmp_path / "int8.onnx", target)

@@ -77,8 +77,9 @@ def entropy_limit(counts) -> int:
 
     As in NVIDIA's talk "8-bit inference with TensorRT" (Migacz, GTC 2017), in our reading: for every limit the reference
     is the histogram up to it, with all that lies beyond in its last bin; the candidate is the histogram up to it merged
-    into 128 levels, each spread evenly over those of its bins that are not empty. The first bin is set to the second,
-    because the exact zeros behind a ReLU cost nothing at any limit and drown the rest.
+    into 128 levels, each spread evenly over those of its bins that are not empty; a bin filled only by what lies beyond
+    counts as one value there, so that the divergence is finite. The first bin is set to the second, because the exact
+    zeros behind a ReLU cost nothing at any limit and drown the rest.
     """
     counts = np.array(counts, np.float64)
     counts[0] = counts[1]
@@ -94,15 +95,13 @@ def _divergence(counts, limit) -> float:
     reference = kept.copy()
     reference[-1] += counts[limit:].sum()
     level = np.arange(limit) * LEVELS // limit
-    filled = kept > 0
+    filled = reference > 0
     sums = np.bincount(level, kept, LEVELS)
     bins = np.bincount(level, filled, LEVELS)
-    candidate = np.where(filled, (sums / np.maximum(bins, 1))[level], 0.0)
-    if not candidate.any():
-        return np.inf
+    candidate = np.where(filled, np.maximum((sums / np.maximum(bins, 1))[level], 1.0), 0.0)
     reference, candidate = reference / reference.sum(), candidate / candidate.sum()
     here = reference > 0
-    return float(np.sum(reference[here] * np.log(reference[here] / np.maximum(candidate[here], 1e-12))))
+    return float(np.sum(reference[here] * np.log(reference[here] / candidate[here])))
 
 
 class _Histogram:

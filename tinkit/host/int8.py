@@ -39,7 +39,7 @@ def to_int8(model, ranges, form: str, keep=()):
     `ranges` is {tensor: (low, high)} of `Histograms.ranges`; `keep` are names of nodes that stay as they are.
     Every node of `model` is still there under its name, and so is every tensor that a node computes: a Q/DQ pair is
     a new tensor beside it, so the two graphs can be compared tensor by tensor. New nodes and tensors have short names
-    ("int8/12"), because the file is small and the names are many; a stored weight is called "NAME/int8".
+    ("int8/12"), because the file is small and the names are many; a stored weight or bias is called "NAME/int8".
     Nodes that stay float are counted in the notes with the reason. Raises ValueError for unknown names.
     """
     if form not in FORMS:
