@@ -7,6 +7,7 @@ nodes and weights get the names of their modules as in graphs of the newer expor
 
 import io
 import warnings
+from typing import Any
 
 import onnx
 import onnx_ir
@@ -15,7 +16,9 @@ from onnx_ir.passes import common as passes
 from onnxscript.optimizer import fold_constants
 
 FOLDED_WEIGHT = "onnx::"  # how the exporter names a weight that it made itself
-ROUNDS = 2  # folding a Shape frees constants for the next round; a third finds nothing in the seven students
+ROUNDS = (
+    2  # folding a Shape frees constants for the next round; a third finds nothing (efficientvit_b0, vit_tiny, tiny_vit)
+)
 
 
 def legacy_model(module, example, target, names) -> onnx.ModelProto:
@@ -29,12 +32,11 @@ def legacy_model(module, example, target, names) -> onnx.ModelProto:
             part.fused_attn = False
     first, outputs = names
     free = target.batch.min != target.batch.max
-    written = io.BytesIO()
+    written: Any = io.BytesIO()  # this exporter takes a file, too, which the type of export() leaves out
     with warnings.catch_warnings(), torch.no_grad():
+        warnings.filterwarnings("ignore", "Constant folding - Only steps=1", UserWarning)  # folded below instead
         warnings.filterwarnings("ignore", category=DeprecationWarning)  # of the whole exporter; this torch still has it
-        warnings.filterwarnings(
-            "ignore", category=torch.jit.TracerWarning
-        )  # shapes of the example; the batch is checked
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # sizes are fixed; the batch is checked
         torch.onnx.export(
             module,
             (example,),
@@ -42,7 +44,7 @@ def legacy_model(module, example, target, names) -> onnx.ModelProto:
             dynamo=False,
             opset_version=target.opset,
             input_names=[first],
-            output_names=outputs,
+            output_names=[*outputs],
             dynamic_axes={name: {0: "batch"} for name in (first, *outputs)} if free else None,
         )
     return _named_weights(_folded(onnx.load_from_string(written.getvalue())), module)
