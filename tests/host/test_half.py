@@ -210,6 +210,19 @@ def test_a_tensor_made_of_a_shape_is_half(precision):
         assert run(rehearsal_graph(half), [[1, 2]]).tolist() == [[1 + 1.5 * len(more), 2 + 1.5 * len(more)]]
 
 
+def test_what_the_exporter_noted_of_types_does_not_contradict_the_new_ones():
+    """torch notes types of constants and of what nodes give; both change."""
+    model = make_model([("Mul", ["image", "one"], "a"), ("Add", ["a", "one"], "embedding")], {"one": [1.0]}, 1)
+    model.graph.value_info.append(helper.make_tensor_value_info("one", FLOAT, [1]))
+    model.graph.value_info.append(helper.make_tensor_value_info("a", FLOAT, ["batch", 1]))
+    for keep in ([], ["Mul0"]):
+        half, _ = to_half(model, "fp16", keep=keep)
+        assert run(half, [[2.0]]) == run(rehearsal_graph(half), [[2.0]]) == 3
+        noted = {value.name: value.type.tensor_type.elem_type for value in half.graph.value_info}
+        assert all(tensor_types(half)[name] == kind for name, kind in noted.items())
+        assert not set(noted) & {"one", "one/fp16"}
+
+
 def test_pixels_become_an_input_in_fp32():
     nodes = [
         ("Cast", ["image"], "float", {"to": FLOAT, "name": "normalise/cast"}),

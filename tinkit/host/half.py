@@ -111,7 +111,7 @@ class _Writer:
         for value in (*self.graph.input, *self.graph.output):
             if value.type.tensor_type.elem_type == FLOAT:
                 value.type.tensor_type.elem_type = self.outside
-        del self.graph.value_info[:]  # of types that were; it tells of constants as well, and shape inference knows both
+        del self.graph.value_info[:]  # tells the types that were, of constants too; shape inference knows better
 
     def _read(self, name, kind) -> str:
         if name in self.constants:
