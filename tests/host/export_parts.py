@@ -37,11 +37,11 @@ def small_student(pixels_NHWC=None, architecture=STUDENT, size=SIZE, dim=DIM):
     return students_benchmark().lively(student, torch.from_numpy(normalise(pixels_NHWC, student.spec.preprocessing)))
 
 
-def write_run(folder, pictures, change=None, change_exam=None, count=12):
+def write_run(folder, pictures, change=None, change_exam=None, count=12, architecture=STUDENT):
     """A finished run at `folder` with `count` of `pictures` as its exam. `change(student)` may plant a fault."""
-    preprocessing = build_student(STUDENT, SIZE, DIM).spec.preprocessing
+    preprocessing = build_student(architecture, SIZE, DIM).spec.preprocessing
     exam, _ = exam_of_folder(pictures, preprocessing, count)
-    student = small_student(exam.pixels)
+    student = small_student(exam.pixels, architecture)
     if change is not None:
         change(student)
     if change_exam is not None:
@@ -55,7 +55,7 @@ def write_run(folder, pictures, change=None, change_exam=None, count=12):
         "status": "finished",
         "created": "2025-01-01T00:00:00+00:00",
         "id": "0123456789abcdef",
-        "student": {"architecture": STUDENT, "size": SIZE, "dim": DIM, "preprocessing": preprocessing.to_json()},
+        "student": {"architecture": architecture, "size": SIZE, "dim": DIM, "preprocessing": preprocessing.to_json()},
         "teacher": {"name": "by hand"},
         "method": {"name": "tintem"},
         "images": {"root": str(pictures)},

@@ -78,13 +78,17 @@ def _int8(fp32, target: Target, plan: Plan, ranges) -> Written:
     form = target.runtime
     int8, notes = to_int8(fp32, ranges, form, plan.spared)
     if form != "tensorrt":
-        return Written(int8, int8, f"int8, the file that ships, in {form} with the options it is deployed with", tuple(notes))
+        return Written(
+            int8, int8, f"int8, the file that ships, in {form} with the options it is deployed with", tuple(notes)
+        )
     if target.rest != "fp16":
         return Written(int8, int8, "rehearsed: int8 by Q/DQ in fp32 arithmetic", tuple(notes))
     how = "rehearsed: int8 by Q/DQ, the rest rounded to fp16 after every node"
     if target.weakly_typed:
         fixed = {node.name for node in int8.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")}
         half, _ = to_half(int8, "fp16", "float32", plan.fp32 | fixed)
-        return Written(int8, rehearsal_graph(half), f"{how}; TensorRT 8 decides itself what it computes in fp16", tuple(notes))
+        return Written(
+            int8, rehearsal_graph(half), f"{how}; TensorRT 8 decides itself what it computes in fp16", tuple(notes)
+        )
     half, more = to_half(int8, "fp16", target.io, plan.fp32)
     return Written(half, rehearsal_graph(half), how, (*notes, *more))

@@ -102,23 +102,26 @@ def _heal(fp32, draft, inner: Target, exam, plan: Plan, step, ranges, macs, say)
 
 
 def rank(fp32, written: Written, feeds, step: str) -> list[Suspect]:
-    """The nodes that `step` reduced, by the error that each adds on real pictures, worst first.
+    """The nodes that `step` reduced, by the error that each adds on real pictures, worst first, with their neighbours.
 
-    A node that overflows is followed by those that read it: a cast at the border would overflow as well.
+    A node is followed by those that write what it reads: a norm that takes a mean away makes the rounding of its input
+    large, and is not helped alone. One that overflows is followed by its readers: a cast between them would overflow.
     """
+    writers = {name: node for node in fp32.graph.node for name in node.output}
     readers: dict[str, list] = {}
     for node in fp32.graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
-    reduced = _quantised(written.model) if step == "int8" else None
+    nodes = {node.name: node for node in fp32.graph.node}
+    reduced = _quantised(written.model) if step == "int8" else set(nodes)
     found: dict[str, Suspect] = {}
     for entry in compare_activations(fp32, written.judged, feeds):
-        near = [(entry.node, entry.op_type)]
+        near = [nodes[entry.node], *(writers[name] for name in nodes[entry.node].input if name in writers)]
         if np.isinf(entry.added):
-            near += [(node.name, node.op_type) for node in readers.get(entry.tensor, [])]
-        for name, op_type in near:
-            if name not in found and (reduced is None or name in reduced):
-                found[name] = Suspect(name, op_type, float(entry.added))
+            near[1:1] = readers.get(entry.tensor, [])
+        for node in near:
+            if node.name not in found and node.name in reduced:
+                found[node.name] = Suspect(node.name, node.op_type, float(entry.added))
     return list(found.values())
 
 
