@@ -11,9 +11,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from tinkit.errors import TinkitError
-from tinkit.host.graphs import copied, replace_nodes
+from tinkit.host.graphs import MAC_NODES, copied, replace_nodes
 
 OPERATORS = ("Conv", "Gemm", "MatMul")
+LOWEST = "int8/lowest"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,7 @@ def with_qdq(model, chosen, results, ranges, form: Form):
     nodes = [node for node in prepared.graph.node if node.name in chosen]
     _own_constants(prepared, nodes)
     aliases = _alias_inputs(prepared, nodes, results)
+    _shield_float_nodes(prepared, chosen, results)
     wanted = {**{name: ranges[name] for name in results}, **{alias: ranges[name] for alias, name in aliases.items()}}
     written = _write(prepared, wanted, form, [node.name for node in nodes], results)
     _tidy(written, model, aliases)
@@ -74,6 +76,26 @@ def _alias_inputs(model, chosen, results) -> dict[str, str]:
         helper.make_node("Identity", [name], [alias], name=alias) for alias, name in aliases.items()
     )
     return aliases
+
+
+def _shield_float_nodes(model, chosen, results) -> None:
+    """Put a Clip without effect between a tensor of `results` and a multiplying node that stays float.
+
+    Between DequantizeLinear and QuantizeLinear onnxruntime rounds float weights to int8 by itself, and per tensor
+    (WeightBiasQuantization, seen in 1.31): what is kept would be worse off than what is not.
+    """
+    shields = []
+    for node in model.graph.node:
+        if node.op_type in MAC_NODES and node.name not in chosen:
+            for index, name in enumerate(node.input[:2]):
+                if name in results:
+                    node.input[index] = f"{node.name}/{index}/shield"
+                    shields.append(helper.make_node("Clip", [name, LOWEST], node.input[index : index + 1]))
+    for number, shield in enumerate(shields):
+        shield.name = f"int8/shield{number}"
+    if shields:
+        model.graph.node.extend(shields)
+        model.graph.initializer.append(numpy_helper.from_array(np.float32(np.finfo(np.float32).min), LOWEST))
 
 
 def _write(model, ranges, form, nodes, results):
