@@ -28,7 +28,7 @@ from tinkit.host.export import count_macs, write_fp32
 from tinkit.host.gate import Draft, host_gate, student_answers
 from tinkit.host.graph_truth import graph_truth
 from tinkit.host.graphs import node_macs
-from tinkit.host.precise import write_precision
+from tinkit.host.precision import write_precision
 from tinkit.host.student import PROVEN, build_student
 from tinkit.pixels import normalise
 from tinkit.recipes import load_target
@@ -135,7 +135,7 @@ def main():
                 files.write_json(given.out, done)
                 print(key, done[key]["verdict"], done[key]["reason"], *done[key]["notes"], flush=True)
     print(table([done[f"{architecture} {name}"] for architecture in given.students for name in TARGETS]))
-    names = ("torch", "timm", "onnx", "onnxruntime", "onnxscript", "onnxconverter-common")
+    names = ("torch", "timm", "onnx", "onnxruntime", "onnxscript")
     print("\n" + ", ".join(f"{name} {version(name)}" for name in names) + f", Python {platform.python_version()}, "
           f"{platform.machine()}, {given.threads} thread")  # fmt: skip
 

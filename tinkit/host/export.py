@@ -35,7 +35,7 @@ from tinkit.recipes import load_target
 from tinkit.results import ExportResult
 from tinkit.target import Target
 
-VERSIONS = ("torch", "timm", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript", "onnxconverter-common", "numpy")
+VERSIONS = ("torch", "timm", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "onnxscript", "ml_dtypes", "numpy")
 CALIBRATION_PICTURES, CALIBRATION_BATCH = 128, 8
 ON_THE_BOARD = "the engine is built on the board: tinkit profile there"
 
@@ -150,7 +150,9 @@ def calibration_feeds(draft: Draft, fp32, run: Run, exam: Exam, folder=None):
         if fresh:
             pixels = others.pixels[fresh[:CALIBRATION_PICTURES]]
         else:
-            notes.append("int8 is calibrated on the exam's own pictures, there are no others: the gate is judged too well")
+            notes.append(
+                "int8 is calibrated on the exam's own pictures, there are no others: the gate is judged too well"
+            )
 
     def feeds():
         for start in range(0, len(pixels), CALIBRATION_BATCH):
@@ -268,7 +270,9 @@ def _builder_notes(target: Target, model_path, settled: Settled, check_build: bo
         from tinkit.host.check_build import check_build as build_without_gpu
 
         built = build_without_gpu(model_path, target)
-        told = f"TensorRT-RTX {built.version} builds it without a GPU ({built.megabytes:.1f} MB in {built.seconds:.1f} s)"
+        told = (
+            f"TensorRT-RTX {built.version} builds it without a GPU ({built.megabytes:.1f} MB in {built.seconds:.1f} s)"
+        )
         notes.append(f"{told}; {built.note}" if built.note else told)
     trt = engine.find_tensorrt()
     if trt is None or not engine.gpu_present():

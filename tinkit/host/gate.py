@@ -17,7 +17,7 @@ from tinkit.device import sitting
 from tinkit.device.runtime import OnnxRuntime, open_runtime
 from tinkit.errors import TinkitError
 from tinkit.fidelity import FAILED, NOT_JUDGED, Fidelity, compare_answers
-from tinkit.host.precise import Written
+from tinkit.host.precision import Written
 from tinkit.host.rehearsal import probed
 from tinkit.host.to_onnx import shape_of
 from tinkit.pixels import Preprocessing, normalise

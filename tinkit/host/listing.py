@@ -37,7 +37,8 @@ def _targets():
     table = []
     for name, path in recipes.known("target").items():
         target = recipes.load_target(path)
-        table.append((name, target.runtime, target.precision, target.description, _where(path)))
+        words = target.description + (f" (unproven: {target.unproven})" if target.unproven else "")
+        table.append((name, target.runtime, target.precision, words, _where(path)))
     return ("target", "runtime", "precision", "description", "from"), table
 
 

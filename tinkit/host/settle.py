@@ -17,7 +17,7 @@ from tinkit.host.calibration import CALIBRATIONS, Histograms, calibrate
 from tinkit.host.gate import Draft, judge_hops
 from tinkit.host.graphs import node_macs
 from tinkit.host.heal import Healing, Suspect, Trial, heal
-from tinkit.host.precise import Plan, Written, steps_of, write_precision
+from tinkit.host.precision import Plan, Written, steps_of, write_precision
 from tinkit.target import Target
 
 RANKED_PICTURES = 16  # of the exam, for the ranking of the nodes
