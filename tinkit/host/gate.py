@@ -113,6 +113,8 @@ def _tensors(values) -> list[dict]:
 def _opened(draft: Draft, model, name: str, kind: str):
     path = os.path.join(draft.folder, name)
     onnx.save(model, path)
+    if draft.target.runtime == "tensorrt":  # onnxruntime would round the weights of nodes that int8 spares
+        return OnnxRuntime(path, without=("WeightBiasQuantization",))
     return open_runtime(kind, path, target=draft.target)
 
 

@@ -9,6 +9,8 @@ is judged is what its flags ask for.
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+import onnx
+
 from tinkit.host.half import to_half
 from tinkit.host.int8 import to_int8
 from tinkit.host.rehearsal import rehearsal_graph
@@ -40,8 +42,8 @@ class Plan:
 class Written:
     """`model` ships, `judged` is examined on the host; `how` says in words what the examination shows."""
 
-    model: object
-    judged: object
+    model: onnx.ModelProto
+    judged: onnx.ModelProto
     how: str
     notes: tuple[str, ...] = ()
 
