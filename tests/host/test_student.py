@@ -1,12 +1,16 @@
 """The student: a neck where it needs one, nothing that takes no part, and the same answers after deployment."""
 
+import subprocess
+import sys
 import warnings
 
 import pytest
 import timm
 import torch
+from torch import nn
 
 from tinkit.errors import TinkitError
+from tinkit.host import student as students
 from tinkit.host.listing import REPARAMETERISED
 from tinkit.host.student import DEFAULT_DIM, PROVEN, build_student
 from tinkit.host.weights import write_weights
@@ -125,3 +129,30 @@ def test_the_list_says_truly_which_students_are_folded(name):
     folded = student.deploy().student
     smaller = sum(p.numel() for p in folded.parameters()) < sum(p.numel() for p in student.parameters())
     assert smaller == (name in REPARAMETERISED)
+
+
+@pytest.mark.parametrize("architecture", ["fastvit_t8", "mobileone_s0"])
+def test_stems_with_strided_1x1_convolutions_train_channels_last(architecture):
+    """In a process of its own: without the remedy oneDNN ends it."""
+    code = (
+        "import torch; from tinkit.host.student import build_student; torch.set_num_threads(1);"
+        f"student = build_student({architecture!r}, 64).to(memory_format=torch.channels_last).train();"
+        "x = torch.randn(4, 3, 64, 64).to(memory_format=torch.channels_last);"
+        "student(x).global_BD.square().sum().backward();"
+        "print(all(p.grad is None or p.grad.isfinite().all() for p in student.parameters()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "True", done.stderr[-500:]
+
+
+def test_thinning_first_is_the_same_convolution():
+    torch.manual_seed(0)
+    conv, other = nn.Conv2d(3, 5, 1, stride=2), nn.Conv2d(3, 5, 1, stride=2)
+    other.load_state_dict(conv.state_dict())
+    students._thin_first(other)
+    x = torch.randn(2, 3, 9, 9)
+    assert other.stride == (1, 1)
+    assert torch.equal(conv(x), other(x)) or torch.allclose(conv(x), other(x), atol=1e-7)
+    wide = nn.Conv2d(16, 5, 1, stride=2)
+    students._thin_first(wide)
+    assert wide.stride == (2, 2)

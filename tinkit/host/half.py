@@ -30,6 +30,7 @@ ALWAYS_FP32 = (  # positions, orders, sums over a whole axis; the list of onnxco
     *("CumSum", "Max", "Min", "NonMaxSuppression", "Range", "Resize", "RoiAlign", "TopK", "Upsample"),
     *("Bernoulli", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
 )
+REFUSED = {"fp16": (), "bf16": ("HardSwish",)}  # by TensorRT's parser, whatever ONNX allows [ran: TensorRT-RTX 1.7]
 FIXED = ("normalise/", "resize/")  # nodes that turn pixels into the network's input
 OWN_DOMAINS = ("", "ai.onnx")
 TYPED_BY_ATTRIBUTE = ("Cast", "ConstantOfShape")  # make floats of what is none; others say so in their own ways
@@ -133,7 +134,7 @@ def _all_ports(model, types, half: Half, keep):
     for node in model.graph.node:
         inputs = [FLOAT if types.get(name) == FLOAT else 0 for name in node.input]
         outputs = [FLOAT if types.get(name) == FLOAT else 0 for name in node.output]
-        if not _stays(node, inputs, types, keep):
+        if not _stays(node, inputs, types, keep) and node.op_type not in REFUSED[half.name]:
             schema = _schema(node, opset)
             halved = [
                 [kind and _half_or_float(formal, index, half) for index, kind in enumerate(kinds)]

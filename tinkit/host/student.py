@@ -127,6 +127,9 @@ def build_student(architecture, size=None, dim=None, weights=None, classes=None)
             seen=f"{preprocessing.size} pixels: {(str(error) or type(error).__name__).splitlines()[0]}",
             next_step="choose another --student-size, or leave it out",
         ) from None
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d):
+            _thin_first(module)
     is_vit = getattr(backbone, "num_prefix_tokens", 0) > 0
     wanted = dim if dim is not None else (None if is_vit else DEFAULT_DIM)
     neck = None if wanted is None else nn.Linear(width, wanted)
@@ -177,6 +180,19 @@ def head_names(backbone):
     """Prefixes of classifier tensors that a weights file may bring along."""
     classifier = (getattr(backbone, "pretrained_cfg", None) or {}).get("classifier") or ()
     return (classifier,) if isinstance(classifier, str) else tuple(classifier)
+
+
+def _thin_first(conv: nn.Conv2d) -> None:
+    """Let a strided 1x1 convolution of few channels thin out its input and then step by 1: the same numbers.
+
+    oneDNN writes beyond its memory in the backward pass of these, channels last (the stems of FastViT and MobileOne;
+    seen as a crash with torch 2.15, https://github.com/uxlfoundation/oneDNN/issues/6035).
+    """
+    plain = conv.kernel_size == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
+    if plain and conv.stride != (1, 1) and conv.in_channels < 16:
+        down, right = conv.stride
+        conv.stride = (1, 1)
+        conv.register_forward_pre_hook(lambda module, inputs: (inputs[0][:, :, ::down, ::right], *inputs[1:]))
 
 
 def _remove_unused(backbone, size):
