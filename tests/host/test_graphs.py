@@ -10,6 +10,7 @@ from onnx import TensorProto
 from torch.utils.flop_counter import FlopCounterMode
 
 from tinkit.errors import TinkitError
+from tinkit.host import graphs
 from tinkit.host.features import backbone_features
 from tinkit.host.graphs import constant_names, node_macs, tensor_types, weight_of, weight_sources
 from tinkit.host.half import to_half
@@ -128,3 +129,15 @@ def test_types_are_those_of_inference():
     types = tensor_types(quantised())
     assert types["image/q"] == TensorProto.INT8
     assert types["mean/dq"] == types["conv.weight"] == TensorProto.FLOAT
+
+
+def test_shapes_that_inference_does_not_find_are_seen_by_running(monkeypatch):
+    real, model = graphs._shapes, products()
+    constants = {tensor.name for tensor in model.graph.initializer}
+
+    def forgetful(model, size):
+        shapes, batch = real(model, size)
+        return {name: shape for name, shape in shapes.items() if name in constants | {"image"}}, batch
+
+    monkeypatch.setattr(graphs, "_shapes", forgetful)
+    assert node_macs(model, (5, 7)) == MACS

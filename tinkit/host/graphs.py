@@ -7,6 +7,7 @@ than those of torch's flop counter for a transformer.
 
 import math
 
+import numpy as np
 import onnx
 from onnx import TensorProto
 
@@ -103,21 +104,30 @@ def node_macs(model, size) -> dict[str, int]:
     """Node -> multiply-accumulates of one picture, for the nodes with a constant weight, in the graph's order.
 
     `size`: the side of the picture in pixels or (height, width), used where the model leaves them free. A fixed batch is
-    divided out. Raises TinkitError where ONNX's shape inference does not find a shape.
+    divided out. Shapes that ONNX's inference does not find (the legacy exporter computes some) are seen by running it once.
     """
     shapes, batch = _shapes(model, size)
-    sources, macs = weight_sources(model), {}
-    for node in model.graph.node:
-        index, weight = weight_of(node, sources)
-        if weight:
-            needed = {name: shapes.get(name) for name in (node.input[0], node.input[index], node.output[0])}
-            unknown = [name for name, shape in needed.items() if shape is None]
-            if unknown:
-                raise TinkitError(
-                    "The shape of a tensor in the graph is not known.", where=node.name, seen=some(unknown)
-                )
-            macs[node.name] = _macs(node, index, shapes) // batch
-    return macs
+    sources = weight_sources(model)
+    counted = [(node, *weight_of(node, sources)) for node in model.graph.node]
+    counted = [(node, index) for node, index, weight in counted if weight]
+    needed = {name for node, index in counted for name in (node.input[0], node.input[index], node.output[0])}
+    unknown = sorted(needed - set(shapes))
+    if unknown:
+        shapes.update(_shapes_seen(model, shapes, unknown))
+    return {node.name: _macs(node, index, shapes) // batch for node, index in counted}
+
+
+def _shapes_seen(model, shapes, names) -> dict[str, tuple]:
+    """The shapes of `names` when the model is run on zeros. Raises as `tinkit.host.activations` does."""
+    from tinkit.host.activations import activations  # it needs what is here
+
+    feed = {
+        value.name: np.zeros(
+            shapes[value.name], onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        )
+        for value in model.graph.input
+    }
+    return {name: seen.shape for name, seen in next(activations(model, [feed], names)).items()}
 
 
 def _macs(node, index, shapes) -> int:
