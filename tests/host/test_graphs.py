@@ -9,7 +9,6 @@ from graph_parts import graph_model, make_model, overflowing, quantised
 from onnx import TensorProto
 from torch.utils.flop_counter import FlopCounterMode
 
-from tinkit.errors import TinkitError
 from tinkit.host import graphs
 from tinkit.host.features import backbone_features
 from tinkit.host.graphs import constant_names, node_macs, tensor_types, weight_of, weight_sources
@@ -72,19 +71,6 @@ def test_a_fixed_batch_is_divided_out():
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 5
     model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 5
     assert node_macs(model, 1) == node_macs(overflowing(), 1) == {"Conv0": 64, "Conv1": 64}
-
-
-def test_a_shape_that_is_not_known_is_said():
-    nodes = [
-        ("NonZero", ["image"], "where"),
-        ("Cast", ["where"], "places", {"to": TensorProto.FLOAT}),
-        ("Transpose", ["places"], "turned"),
-        ("MatMul", ["turned", "weight"], "embedding", {"name": "lost"}),
-    ]
-    model = graph_model(nodes, {"weight": np.ones((2, 3))}, ["batch", 4], {"embedding": ["found", 3]})
-    with pytest.raises(TinkitError, match="shape of a tensor") as caught:
-        node_macs(model, 4)
-    assert caught.value.where == "lost"
 
 
 @pytest.mark.parametrize("architecture", ["test_efficientnet", "test_vit"])
