@@ -1,4 +1,4 @@
-"""Self-healing precision: when a gate fails, the fewest nodes go back to higher precision until it passes.
+"""Self-healing precision: when a gate fails, a few nodes go back to higher precision until it passes.
 
 Nodes are ranked by what they add to the error of real pictures (tinkit.host.activations: fp32 graph against the reduced
 one, tensor by tensor). How many of the ranking are needed is found by doubling and bisecting, not node by node; then what
@@ -188,6 +188,8 @@ def _healed(enough, known, macs, first, before: Trial, count: _Trials) -> Healin
     )
     share = sum(entry.macs for entry in kept)
     reason = f"{len(kept)} nodes with {share:.1%} of the MACs went back to higher precision"
+    if count.spent:
+        reason += f"; the search for fewer ended after {len(count.seen)} graphs"
     return Healing(
         True, reason, kept, share, len(count.seen), before.worst_cosine, after.worst_cosine, tuple(first[:SHOWN])
     )
