@@ -6,10 +6,8 @@ thumbnails re-encoded from pixels, so without EXIF. File names are a stranger's 
 """
 
 import glob
-import math
 import os
 from dataclasses import dataclass, replace
-from decimal import ROUND_FLOOR, Decimal
 from typing import Any
 
 import jinja2
@@ -20,12 +18,11 @@ from tinkit.errors import TinkitError
 from tinkit.fidelity import FAILED, Fidelity
 from tinkit.host import plots
 from tinkit.host.report_pictures import worst_pictures
+from tinkit.host.report_precision import percent, precision_of, signed
+from tinkit.host.report_text import LONGEST_LIST, NOT_RECORDED, cut, finite, flat, said, short, table
 from tinkit.results import REPORT_SCHEMA, Latency, Report
 
 JSON, PAGE, TEMPLATE = "report.json", "report.html", "report.html.j2"
-NOT_RECORDED = "not recorded"
-ROUNDING = 1e-12  # of float64: equal answers have a cosine of 0.9999999999999998
-LONGEST_LIST = 24  # entries of a list that are written out
 NOT_A_LOSS = ("epoch", "step", "lr", "step_ms")
 CURVES = (  # title, held-out metrics and their short names, what is better
     (
@@ -93,21 +90,30 @@ def render(facts: Report, evidence: Evidence) -> str:
         loader=jinja2.FileSystemLoader(os.path.dirname(os.path.abspath(__file__))),
         autoescape=True,
         undefined=jinja2.ChainableUndefined,  # what an older manifest lacks is said, by `finalize`
-        finalize=_said,
+        finalize=said,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters.update(
-        cut=cut, short=short, flat=flat, arrow=_arrow, slug=lambda text: str(_said(text)).replace(" ", "-")
+        cut=cut,
+        short=short,
+        flat=flat,
+        percent=percent,
+        signed=signed,
+        arrow=_arrow,
+        slug=lambda text: str(said(text)).replace(" ", "-"),
     )
+    precision = precision_of(facts, evidence.manifest)
     strips, shown = worst_pictures(facts.chain, evidence.exam)
     page = environment.get_template(TEMPLATE).render(
         report=facts,
         manifest=evidence.manifest,
         missing=evidence.missing,
         exam=evidence.exam,
-        host_gate=_table(evidence.manifest.get("host_gate") or facts.bundle.get("host_gate")),
-        failures=_failures(facts),
+        host_gate=table(evidence.manifest.get("host_gate") or facts.bundle.get("host_gate")),
+        failures=[*_failures(facts), *precision.failures],
+        precision=precision,
+        longest=LONGEST_LIST,
         worst=worst_hop(facts.chain),
         single=next((run for run in facts.latency if run.batch == 1), next(iter(facts.latency), None)),
         target=facts.bundle.get("target") or {},
@@ -116,60 +122,12 @@ def render(facts: Report, evidence: Evidence) -> str:
         circumstances=_circumstances(facts.chain),
         strips=strips,
         shown=shown,
-        curves=_curves(_table(evidence.manifest.get("run")).get("history")),
+        curves=_curves(table(evidence.manifest.get("run")).get("history")),
         histograms=[(run, *_histogram(run)) for run in facts.latency if run.samples_ms],
         not_recorded=NOT_RECORDED,
         short=short,
     )
     return page.encode("utf-8", "replace").decode()  # a file name may hold bytes that are no UTF-8
-
-
-def cut(cosine) -> str:
-    """A cosine with its further digits cut off towards -1, so that none looks better than it was; more digits near 1."""
-    if not _finite(cosine):
-        return short(cosine)
-    digits = 7 if cosine > 0.9999 else 5
-    return f"{Decimal(repr(float(cosine) + ROUNDING)).quantize(Decimal(1).scaleb(-digits), ROUND_FLOOR)}"
-
-
-def short(value) -> str:
-    """A number with four significant digits; text as it is; nothing as "not recorded"."""
-    if _said(value) is NOT_RECORDED or value == "":
-        return NOT_RECORDED
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
-    if math.isnan(value):
-        return "not a number"
-    if math.isinf(value):
-        return "infinite"
-    if isinstance(value, int) or (value == int(value) and abs(value) < 1e15):
-        return f"{int(value):,}".replace(",", "\u2009")  # thin spaces
-    return f"{value:.4g}"
-
-
-def flat(value, without=("history", "chain", "hops"), prefix="", text=None) -> list[tuple[str, str]]:
-    """Nested plain data as (dotted name, text) in order. Long lists are counted, not written out.
-
-    `text` writes a value, by default with all its digits.
-    """
-    text = text or _exact
-    rows = []
-    for key, entry in value.items() if isinstance(value, dict) else [("", value)]:
-        name = ".".join(filter(None, (prefix, str(key))))
-        if key in without:
-            continue
-        if isinstance(entry, dict) and entry:
-            rows += flat(entry, without, name, text)
-        elif isinstance(entry, (list, tuple)) and len(entry) > LONGEST_LIST:
-            rows.append((name, f"{len(entry)} entries"))
-        elif isinstance(entry, (list, tuple)) and any(isinstance(item, dict) for item in entry):
-            for index, item in enumerate(entry):
-                rows += flat(item, without, f"{name}.{index}", text)
-        elif isinstance(entry, (list, tuple, dict)):
-            rows.append((name, ", ".join(text(item) for item in entry) or "none"))
-        else:
-            rows.append((name, text(entry)))
-    return rows
 
 
 def worst_hop(chain: list[Fidelity]) -> Fidelity | None:
@@ -234,8 +192,8 @@ def _failures(facts: Report):
 
 
 def _sizes(facts: Report, manifest):
-    student = _table(manifest.get("student"))
-    of_model = _table(_table(manifest.get("files")).get(MODEL)).get("bytes")
+    student = table(manifest.get("student"))
+    of_model = table(table(manifest.get("files")).get(MODEL)).get("bytes")
     file_mb = of_model / 1e6 if isinstance(of_model, int) else facts.bundle.get("file_mb")
     return {
         "parameters": student.get("parameters"),
@@ -270,7 +228,7 @@ def _curves(history):
         return []
     epochs = [entry.get("epoch", number) for number, entry in enumerate(history, 1)]
     metrics = {name for _, names, _ in CURVES for name in names}
-    numbers = {name for entry in history for name, value in entry.items() if _finite(value)}
+    numbers = {name for entry in history for name, value in entry.items() if finite(value)}
     parts = sorted(numbers - metrics - {"loss", *NOT_A_LOSS})
     wanted = [
         ("Loss", {"loss": "loss"}, "lower"),
@@ -292,21 +250,3 @@ def _histogram(run: Latency):
 
 def _arrow(hop):
     return str(hop).replace("->", "→")
-
-
-def _said(value):
-    """Nothing is never shown as an empty place."""
-    return NOT_RECORDED if value is None or isinstance(value, jinja2.Undefined) else value
-
-
-def _table(value) -> dict:
-    return value if isinstance(value, dict) else {}
-
-
-def _finite(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _exact(value):
-    """Text of a fact: numbers with all their digits, for a condition is compared, not read."""
-    return short(value) if value is None or value == "" or isinstance(value, bool) else str(value)
