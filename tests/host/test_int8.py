@@ -4,15 +4,23 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
+from export_parts import students_benchmark
 from int8_parts import SIZE, Net, cosines, pictures, run, small_attention, small_cnn
 from onnx import TensorProto, numpy_helper
 
+from tinkit.device.openvino_runtime import OpenVinoRuntime
 from tinkit.errors import TinkitError
 from tinkit.host.calibration import calibrate
 from tinkit.host.check_build import check_build
+from tinkit.host.export import write_fp32
 from tinkit.host.graphs import node_macs
 from tinkit.host.half import to_half
 from tinkit.host.int8 import FORMS, quantisable, to_int8
+from tinkit.host.qdq import with_qdq
+from tinkit.host.student import build_student
+from tinkit.pixels import normalise
+from tinkit.recipes import load_target
 from tinkit.target import Batch, Gate, Target
 
 NETS = {"cnn": small_cnn, "attention": small_attention}
@@ -199,6 +207,31 @@ def test_openvino_computes_in_int8(nets, tmp_path):
         images = pictures(8, seed=9)
         answer = compiled({"image": images})["embedding"]
         assert cosines(answer, run(int8, images)["embedding"])[0].min() > 0.999
+
+
+@pytest.mark.slow
+def test_openvino_is_kept_from_mixing_up_what_a_concat_reads_too(tmp_path):
+    """efficientvit's attention in OpenVINO 2026.4; the last line sees the fault, and fails when a later one has mended it."""
+    pytest.importorskip("openvino")
+    student = build_student("efficientvit_b0", 96)
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 96, 96, 3), dtype=np.uint8)
+    images = normalise(pixels, student.spec.preprocessing)
+    students_benchmark().lively(student, torch.from_numpy(images))
+    write_fp32(student.deploy(), student.spec.preprocessing, load_target("openvino-int8"), tmp_path / "fp32.onnx")
+    model = onnx.load(tmp_path / "fp32.onnx")
+    ranges = calibrate(model, [{"image": images}]).ranges("minmax")
+    careful, notes = to_int8(model, ranges, "openvino")
+    careless = with_qdq(model, quantisable(model), [], ranges, FORMS["openvino"])
+    worst = []
+    for int8 in (careful, careless):
+        onnx.save(int8, tmp_path / "int8.onnx")
+        with OpenVinoRuntime(tmp_path / "int8.onnx") as runtime:
+            answer = runtime.run({"image": images})["embedding"]
+        worst.append(cosines(answer, run(int8, images)["embedding"])[0].min())
+    assert any("a Concat reads the same tensor" in note and "aggreg" in note for note in notes)
+    assert not any("Concat" in note for note in to_int8(model, ranges, "tensorrt")[1])
+    assert worst[0] > 0.99
+    assert worst[1] < 0.9
 
 
 @pytest.mark.parametrize("form", ["tensorrt", "openvino"])

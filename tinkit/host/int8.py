@@ -21,7 +21,15 @@ FORMS = {
     "tensorrt": Form(symmetric=True, float_weights=True, int32_bias=False, results=False, least_range=1e-4),
     # onnxruntime computes a Conv in int8 only between int8 tensors
     "onnxruntime": Form(symmetric=False, float_weights=False, int32_bias=True, results=True, least_range=1e-8),
-    "openvino": Form(symmetric=False, float_weights=False, int32_bias=False, results=False, least_range=1e-8),
+    # OpenVINO 2026.4 gives wrong answers where a Concat reads what an int8 node reads, too (efficientvit's attention)
+    "openvino": Form(
+        symmetric=False,
+        float_weights=False,
+        int32_bias=False,
+        results=False,
+        least_range=1e-8,
+        shares_with_concat=False,
+    ),
 }
 CLAMPS = ("Relu", "Clip")  # onnxruntime folds them into the rounding behind them
 KEPT = ("normalise/", "resize/")  # what prepares the picture is never rounded
@@ -85,6 +93,8 @@ def _choose(model, ranges, form, keep):
     constants = _float_constants(model)
     outputs = {value.name for value in model.graph.output}
     read = {name for node in model.graph.node for name in node.input}
+    concats = [node for node in model.graph.node if node.op_type == "Concat" and not form.shares_with_concat]
+    joined = {name for node in concats for name in node.input}
     chosen, left_out = [], {}
     for node in model.graph.node:
         reason = _obstacle(node, constants)
@@ -94,6 +104,8 @@ def _choose(model, ranges, form, keep):
             reason = "kept as asked"
         elif not reason and form.results and node.output[0] in outputs & (read if node.op_type != "Conv" else outputs):
             reason = "its output is one of the model's, and would be rounded for an int8 kernel"
+        elif not reason and node.input[0] in joined:
+            reason = "a Concat reads the same tensor, and OpenVINO would hand it the rounded one"
         elif not reason and not _known(ranges, node, form):
             reason = "no range was calibrated"
         if reason:

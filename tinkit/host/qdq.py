@@ -26,6 +26,7 @@ class Form:
     int32_bias: bool
     results: bool  # round what a Conv gives out, too, and the Add of two such tensors
     least_range: float  # no range is narrower: a constant tensor must not get a scale of 0
+    shares_with_concat: bool = True  # a node may read rounded what a Concat reads as it is
 
 
 def with_qdq(model, chosen, results, ranges, form: Form):
