@@ -13,7 +13,6 @@ import click
 import tinkit
 from tinkit import errors
 
-SETTINGS_FILE = "tinkit.toml"
 EXTRAS = {  # import name -> the extra that brings it
     **dict.fromkeys(
         (
@@ -107,7 +106,7 @@ def distill(images, out, resume, **given):
     if resume:
         settings = given
     else:
-        settings = _with_file("distill", given, extra=("images", "out"))
+        settings = _with_file("distill", given, _of_distill())
         images = images or settings.pop("images", None)
         out = out or settings.pop("out", None)
         settings = {name: value for name, value in settings.items() if name not in ("images", "out")}
@@ -137,13 +136,14 @@ def distill(images, out, resume, **given):
 @_option("--out", help="the bundle's folder  [RUN/bundle-TARGET]")
 @_option("--exam", help="take the exam's pictures from this folder instead of the run's")
 @click.option("--deploy-only", is_flag=True, default=None, help="leave the exam (your pictures) out of the bundle")
-@_option("--heal/--no-heal", help="a failed gate sends the fewest nodes back to higher precision  [heal]")
+@_option("--heal/--no-heal", help="a failed gate sends a few nodes back to higher precision  [heal]")
 @_option("--calibration", help="take the pictures for int8 calibration from this folder  [the run's own]")
 @click.option("--check-build", is_flag=True, default=None, help="build it with TensorRT-RTX, without a GPU")
 def export(run, **given):
     """Export RUN (default: the newest finished one) to a bundle and hold it against its host gate."""
-    known = ("target", "out", "exam", "deploy_only", "heal", "calibration", "check_build")
-    settings = _with_file("export", _given(given), known=known)
+    from tinkit.settings_file import EXPORT
+
+    settings = _with_file("export", _given(given), EXPORT)
     result = tinkit.export(run, say=_say, **settings)
     for hop in result.hops:
         click.echo(
@@ -151,8 +151,10 @@ def export(run, **given):
             + (f"; {hop.reason}" if hop.verdict == "failed" else "")
         )
     for found in result.healing.values():
-        for node in found["kept"] if found["healed"] else found["ranking"]:
-            click.echo(f"{'healed' if found['healed'] else 'suspect':<10} {node['node']} ({node['op_type']})")
+        for node in found["kept"]:
+            click.echo(f"healed     {node['node']} ({node['op_type']}), {node['macs']:.2%} of the MACs")
+        for node in [] if found["healed"] else found["ranking"]:
+            click.echo(f"suspect    {node['node']} ({node['op_type']}), adds a relative error of {node['added']:.3g}")
     click.echo(f"{result.truth.verdict:<10} precision: {result.truth.reason}")
     _end(result.verdict, f"host gate of {result.target}, bundle in {result.bundle}")
 
@@ -166,15 +168,13 @@ def export(run, **given):
 def profile(bundle, budget, **given):
     """Sit the exam and measure BUNDLE (default: the newest) on this machine, and write the report."""
     from tinkit.budget import check_budget, parse_budget
+    from tinkit.settings_file import PROFILE, SETTINGS_FILE
 
-    known = ("device", "out", "require_target_runtime", "budget")
-    settings = _with_file("profile", _given(given), known=known)
+    settings = _with_file("profile", _given(given), PROFILE)
     limits = settings.pop("budget", None)
     if budget is not None:
         limits = parse_budget(budget)
     elif limits is not None:
-        if not isinstance(limits, dict):
-            raise errors.TinkitError("The budget must be a table.", where=SETTINGS_FILE, next_step="[profile.budget]")
         check_budget(limits, SETTINGS_FILE)
     result = tinkit.profile(bundle, budget=limits, say=_say, **settings)
     for limit in result.budgets:
@@ -249,52 +249,23 @@ def _given(values):
     return {name: value for name, value in values.items() if value is not None and value != ()}
 
 
-def _with_file(section, given, known=None, extra=()):
-    """Flags over `tinkit.toml`; both are printed. Unknown keys in the file are errors."""
-    from tinkit.strict import nearest, read_toml
+def _with_file(section, given, kinds):
+    """Flags over `tinkit.toml`; what the file says is printed."""
+    from tinkit.settings_file import SETTINGS_FILE, read_section
 
-    if not os.path.isfile(SETTINGS_FILE):
-        return dict(given)
-    values = read_toml(SETTINGS_FILE)
-    for name in values:
-        if name not in ("distill", "export", "profile"):
-            raise errors.TinkitError(
-                "The settings file has a section that tinkit does not know.",
-                where=SETTINGS_FILE,
-                seen=name,
-                next_step=nearest(name, ("distill", "export", "profile")),
-            )
-    values = values.get(section, {})
-    if not isinstance(values, dict):
-        raise errors.TinkitError(
-            "A section of the settings file must be a table.", where=SETTINGS_FILE, next_step=f"[{section}]"
-        )
-    if known is None:
-        from dataclasses import fields
-
-        from tinkit.host.settings import Settings
-
-        known = (*(field.name for field in fields(Settings)), *extra)
-    values = {name.replace("-", "_"): tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-    for name in values:
-        if name not in known:
-            raise errors.TinkitError(
-                f"The settings file has a key that `tinkit {section}` does not know.",
-                where=SETTINGS_FILE,
-                seen=name,
-                next_step=nearest(name, known),
-            )
-    if section != "distill":  # distill checks its own
-        for name, value in values.items():
-            flags = ("deploy_only", "require_target_runtime", "heal", "check_build")
-            wanted = dict if name == "budget" else bool if name in flags else str
-            if not isinstance(value, wanted):
-                raise errors.TinkitError(
-                    "A value of the settings file has the wrong type.", where=SETTINGS_FILE, seen=f"{name} = {value!r}"
-                )
+    values = read_section(section, kinds)
     if values:
         _say(f"settings from {SETTINGS_FILE}: " + ", ".join(f"{name} = {value}" for name, value in values.items()))
     return {**values, **given}
+
+
+def _of_distill():
+    """Its keys in the settings file; their types are checked where they are used."""
+    from dataclasses import fields
+
+    from tinkit.host.settings import Settings
+
+    return dict.fromkeys((*(field.name for field in fields(Settings)), "images", "out"), object)
 
 
 def _say(line):
