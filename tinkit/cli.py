@@ -85,7 +85,7 @@ def _option(*names, **options):
 @_option("--batch-size", type=int, help="[64]")
 @_option("--views", type=int, help="stored views a picture; 0 with --online: a fresh one every epoch  [4]")
 @_option("--scale-min", type=float, help="smallest share of a picture's area in a view  [0.6]")
-@_option("--learning-rate", type=float, help="peak  [0.005 for a CNN, 0.0005 for a ViT]")
+@_option("--learning-rate", type=float, help="peak  [0.005 for a CNN, 0.0005 with attention]")
 @_option("--weight-decay", type=float, help="[0.05]")
 @_option("--warmup", type=float, help="share of the steps  [0.1]")
 @_option("--clip", type=float, help="gradient norm, 0 = off  [1]")

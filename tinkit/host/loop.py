@@ -102,10 +102,10 @@ class Plan:
 
 
 def peak_learning_rate(settings: Settings, student: Student) -> float:
-    """As asked for; else the paper's for a ViT, and for a CNN what a validation split of small data preferred."""
+    """As asked for; else the paper's where there is softmax attention, and what a validation split preferred for a CNN."""
     if settings.learning_rate is not None:
         return settings.learning_rate
-    return 5e-4 if student.is_vit else 5e-3
+    return 5e-4 if student.has_attention else 5e-3
 
 
 def learning_rate(step: int, steps: int, peak: float, settings: Settings) -> float:

@@ -45,7 +45,7 @@ class Settings:
     batch_size: int = 64
     views: int = 4
     scale_min: float = 0.6
-    learning_rate: float | None = None  # 0.005 for a CNN, 0.0005 for a ViT
+    learning_rate: float | None = None  # 0.005 for a CNN, 0.0005 where there is attention
     weight_decay: float = 0.05
     warmup: float = 0.1  # share of all steps
     clip: float = 1.0  # gradient norm; 0 = off

@@ -64,8 +64,9 @@ class Student(nn.Module):
         return self.neck.out_features if self.neck is not None else self.backbone.num_features
 
     @property
-    def is_vit(self):
-        return getattr(self.backbone, "num_prefix_tokens", 0) > 0
+    def has_attention(self):
+        """Whether softmax attention is in it, as timm marks it: a ViT, or a hybrid such as tiny_vit."""
+        return any(hasattr(module, "fused_attn") for module in self.backbone.modules())
 
     def forward(self, images_BCHW) -> Features:
         if self.tapped:
