@@ -154,7 +154,8 @@ def export(run, **given):
         for node in found["kept"]:
             click.echo(f"healed     {node['node']} ({node['op_type']}), {node['macs']:.2%} of the MACs")
         for node in [] if found["healed"] else found["ranking"]:
-            click.echo(f"suspect    {node['node']} ({node['op_type']}), adds a relative error of {node['added']:.3g}")
+            added = "overflows" if node["added"] == float("inf") else f"adds a relative error of {node['added']:.3g}"
+            click.echo(f"suspect    {node['node']} ({node['op_type']}), {added}")
     click.echo(f"{result.truth.verdict:<10} precision: {result.truth.reason}")
     _end(result.verdict, f"host gate of {result.target}, bundle in {result.bundle}")
 

@@ -1,4 +1,4 @@
-"""A finished run made by hand: a tiny lively student, an exam of photographs, everything that export reads."""
+"""A finished run made by hand: a tiny lively student, an exam of photographs, everything that export reads; planted faults."""
 
 import dataclasses
 import importlib.util
@@ -66,6 +66,21 @@ def write_run(folder, pictures, change=None, change_exam=None, count=12, archite
     }
     files.write_json(os.path.join(folder, "run.json"), record)
     return str(folder)
+
+
+def loud_norm(student):
+    """What enters the first norm is far above fp16 where a patch is bright or dark throughout, and small in noise."""
+    with torch.no_grad():
+        student.backbone.stem[0].weight.mul_(0.3).add_(1.0).mul_(2000)
+
+
+def outlier_channel(student):
+    """One channel a thousand times too large, taken back by its reader: the same function, one range for all channels."""
+    blocks = student.backbone.blocks
+    with torch.no_grad():
+        blocks[2][0].bn2.weight[0] *= 1000
+        blocks[2][0].bn2.bias[0] *= 1000
+        blocks[3][0].conv_pw.weight[:, 0] /= 1000
 
 
 def target(**changes):

@@ -1,11 +1,15 @@
 """The doctor: says what is there, what is missing with its command, and the traps that pip does not see."""
 
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
 
 from tinkit.host import doctor
 from tinkit.host.doctor import MISSING, OK, TROUBLE
+from tinkit.strict import read_toml
+
+PYPROJECT = read_toml(Path(__file__).parents[2] / "pyproject.toml")
 
 
 def versions(**installed):
@@ -44,6 +48,28 @@ def test_what_is_missing_comes_with_the_command_that_brings_it(monkeypatch):
         finding.what for finding in missing
     }
     assert all(finding.command.startswith("pip install ") for finding in missing)
+
+
+@pytest.mark.parametrize(
+    ("name", "distribution", "extra", "purpose"),
+    [
+        ("openvino", "openvino", "openvino", "openvino-* targets"),
+        ("tensorrt_rtx_bindings", "tensorrt-rtx-cu13-bindings", "trt-check", "--check-build"),
+    ],
+)
+def test_parts_of_single_targets_come_with_their_own_extra(monkeypatch, name, distribution, extra, purpose):
+    there = {distribution: "1.2.3"}
+    monkeypatch.setattr(doctor, "find_spec", lambda _: None)
+    monkeypatch.setattr(doctor, "installed", there.get)
+    found = {finding.what: finding for finding in doctor.examine()}[name]
+    assert (found.state, found.command) == (OK, "")
+    assert found.detail.startswith("1.2.3; ")
+    there.clear()
+    found = {finding.what: finding for finding in doctor.examine()}[name]
+    assert (found.state, found.command) == (MISSING, f'pip install "tinkit[{extra}]"')
+    assert purpose in found.detail
+    brought = PYPROJECT["project"]["optional-dependencies"][extra]
+    assert any(line.startswith(distribution) for line in brought)
 
 
 def test_a_package_without_metadata_still_counts(monkeypatch):

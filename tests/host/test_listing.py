@@ -6,7 +6,7 @@ from tinkit.host import doctor, listing
 from tinkit.host.methods import METHODS
 from tinkit.host.student import KNOWN_FAILURES, PROVEN
 from tinkit.host.teacher import PACKAGED
-from tinkit.recipes import known
+from tinkit.recipes import known, load_target
 
 
 @pytest.mark.parametrize("what", listing.KINDS)
@@ -62,6 +62,16 @@ def test_a_products_own_recipe_is_listed_with_its_path(tmp_path, monkeypatch):
     origins = {row[0]: row[-1] for row in listing.rows("targets")[1]}
     assert origins["ours"] == "export/ours.toml"
     assert origins["trt-fp16"] == "tinkit"
+
+
+def test_what_nobody_has_proven_is_said_with_its_reason():
+    listed = {row[0]: row[3] for row in listing.rows("targets")[1]}
+    reasons = {name: load_target(path).unproven for name, path in known("target").items()}
+    assert any(reasons.values())
+    assert not all(reasons.values())
+    for name, reason in reasons.items():
+        assert listed[name].endswith(f" (unproven: {reason})") == bool(reason), name
+        assert ("unproven" in listed[name]) == bool(reason), name
 
 
 def test_a_word_that_is_no_list_is_a_programmers_error():

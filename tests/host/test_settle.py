@@ -6,8 +6,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-import torch
-from export_parts import write_run
+from export_parts import loud_norm, outlier_channel, write_run
 from PIL import Image
 
 from tinkit.bundle import open_bundle
@@ -23,21 +22,6 @@ from tinkit.target import Gate
 # Random weights are more fragile in int8 than trained ones; healing may cost more of a network this small.
 INT8 = {"gate": {"embedding": Gate(0.95, 0.9)}, "heal": 0.3, "floor": 0.7}
 EXPANSION, PROJECTION = "backbone.blocks.3.0.conv_pw/Conv", "backbone.blocks.2.0.conv_pwl/Conv"
-
-
-def loud_norm(student):
-    """What enters the first norm is far above fp16 where a patch is bright or dark throughout, and small in noise."""
-    with torch.no_grad():
-        student.backbone.stem[0].weight.mul_(0.3).add_(1.0).mul_(2000)
-
-
-def outlier_channel(student):
-    """One channel a thousand times too large, taken back by its reader: the same function, one range for all channels."""
-    blocks = student.backbone.blocks
-    with torch.no_grad():
-        blocks[2][0].bn2.weight[0] *= 1000
-        blocks[2][0].bn2.bias[0] *= 1000
-        blocks[3][0].conv_pw.weight[:, 0] /= 1000
 
 
 @pytest.fixture(scope="module")
