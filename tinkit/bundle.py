@@ -4,7 +4,8 @@
     manifest.json  target, tensors, preprocessing, identities, versions, host gate, whose pictures are inside, sha256 of all
     exam.npz       pixels (N, size, size, 3) uint8; names (N,); answer/<output> of the fp32 PyTorch student;
                    mapped/embedding of the mapped teacher; encoded/<i> the encoded bytes of picture i, whose decoding must
-                   give pixels[i] again (so that the board's preprocessing is examined too)
+                   give pixels[i] again (so that the board's preprocessing is examined too); frame/<output>, of a target
+                   with a frame, the student's answers on the frames made of the encoded pictures, in their order
 
 Written by the host, read by the board: standard library and numpy only. Engines are never in a bundle.
 """
@@ -12,7 +13,7 @@ Written by the host, read by the board: standard library and numpy only. Engines
 import contextlib
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Dict, Optional
 
 import numpy as np
@@ -35,10 +36,13 @@ class Exam:
     answers: Dict[str, np.ndarray]  # output -> (N, ...) float32, of the fp32 PyTorch student
     mapped: Optional[np.ndarray]  # (N, D) float32, of the mapped teacher; None without a mapping
     encoded: Dict[int, bytes]  # picture index -> encoded file
+    # output -> (len(encoded), ...) float32: of the fp32 student on a frame of each encoded picture, in order of index
+    frame_answers: Dict[str, np.ndarray] = field(default_factory=dict)
 
     def to_arrays(self):
         arrays = {"pixels": self.pixels, "names": np.asarray(self.names, dtype=np.str_)}
         arrays.update({"answer/" + output: answer for output, answer in self.answers.items()})
+        arrays.update({"frame/" + output: answer for output, answer in self.frame_answers.items()})
         if self.mapped is not None:
             arrays["mapped/embedding"] = self.mapped
         for index, data in self.encoded.items():
@@ -50,6 +54,7 @@ class Exam:
         try:
             pixels, names = arrays["pixels"], arrays["names"]
             answers = {key[len("answer/") :]: arrays[key] for key in arrays if key.startswith("answer/")}
+            framed = {key[len("frame/") :]: arrays[key] for key in arrays if key.startswith("frame/")}
             encoded = {
                 int(key[len("encoded/") :]): arrays[key].tobytes() for key in arrays if key.startswith("encoded/")
             }
@@ -63,7 +68,13 @@ class Exam:
         others = [names, *answers.values()] + ([] if mapped is None else [mapped])
         if any(a.shape[:1] != pixels.shape[:1] for a in others) or any(not 0 <= i < len(pixels) for i in encoded):
             raise TinkitError("The exam's arrays do not fit each other.", where=where, seen=str(pixels.shape))
-        return cls(pixels, names, answers, mapped, encoded)
+        if any(answer.shape[:1] != (len(encoded),) for answer in framed.values()):
+            raise TinkitError(
+                "The exam's answers on frames do not fit its encoded pictures.",
+                where=where,
+                seen="{} encoded pictures".format(len(encoded)),
+            )
+        return cls(pixels, names, answers, mapped, encoded, framed)
 
 
 @dataclass(frozen=True)

@@ -74,16 +74,40 @@ def _to_rgb(Image, image):
 
 def crop(image, box, size, interpolation="bicubic"):
     """The part `box` (left, top, right, bottom; floats) of a Pillow image, resampled to (size, size, 3) uint8."""
+    return _resample(image, box, size, size, interpolation)
+
+
+def _resample(image, box, height, width, interpolation):
     Image, _ = _pillow()
     filters = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
     left, top, right, bottom = box
     box = (max(left, 0.0), max(top, 0.0), min(right, float(image.width)), min(bottom, float(image.height)))
-    return np.asarray(image.resize((size, size), filters[interpolation], box=box))
+    return np.asarray(image.resize((width, height), filters[interpolation], box=box))
 
 
 def network_pixels(source, preprocessing):
     """Path or encoded bytes -> (size, size, 3) uint8, by the manifest's preprocessing."""
-    image = decode(source)
+    return _network_pixels(decode(source), preprocessing)
+
+
+def frame_pixels(source, frame):
+    """Path or encoded bytes -> a frame as a camera gives it, (height, width, 3) uint8 for `frame` = (height, width).
+
+    The largest centred part of the picture with the frame's aspect ratio, resampled bicubic and antialiased.
+    """
+    image, (height, width) = decode(source), frame
+    scale = min(image.width / width, image.height / height)
+    left, top = (image.width - scale * width) / 2, (image.height - scale * height) / 2
+    return _resample(image, (left, top, left + scale * width, top + scale * height), height, width, "bicubic")
+
+
+def network_pixels_of_frame(frame_HWC, preprocessing):
+    """A uint8 RGB frame -> (size, size, 3) uint8: what Pillow makes of it, by the manifest's preprocessing."""
+    Image, _ = _pillow()
+    return _network_pixels(Image.fromarray(frame_HWC), preprocessing)
+
+
+def _network_pixels(image, preprocessing):
     box = centre_box(image.width, image.height, preprocessing.crop_pct)
     return crop(image, box, preprocessing.size, preprocessing.interpolation)
 

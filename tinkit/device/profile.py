@@ -174,7 +174,7 @@ def _time_batches(opened, runtime, device_profile, conditions, say):
             notes.append("batch {} was not timed: the target takes {} to {}".format(batch, limits.min, limits.max))
             say("latency  " + notes[-1])
             continue
-        feeds = network_input(opened, _pictures(exam, batch, opened.preprocessing.size))
+        feeds = network_input(opened, _pictures(opened, exam, batch))
         seen = measure(
             lambda feeds=feeds: runtime.run(feeds),
             batch=batch,
@@ -185,8 +185,8 @@ def _time_batches(opened, runtime, device_profile, conditions, say):
             min_seconds=device_profile.min_seconds,
             conditions=dict(
                 conditions,
-                pictures="of the exam" if exam is not None else "noise: the bundle has no exam",
-                measured="the network alone; decoding and normalising are not included",
+                pictures=_whose_pictures(opened.target, exam),
+                measured=_measured(opened.target),
             ),
         )
         latency.append(seen)
@@ -199,11 +199,27 @@ def _time_batches(opened, runtime, device_profile, conditions, say):
     return latency, notes
 
 
-def _pictures(exam, batch, size):
-    """`batch` uint8 pictures: the exam's in turn, or noise without one."""
-    if exam is None:
-        return np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
+def _pictures(opened, exam, batch):
+    """`batch` uint8 pictures: the exam's in turn, or noise without one and as whole frames."""
+    if opened.target.frame or exam is None:
+        height, width = opened.target.frame or (opened.preprocessing.size,) * 2
+        return np.random.default_rng(0).integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
     return exam.pixels[np.arange(batch) % len(exam.pixels)]
+
+
+def _whose_pictures(target, exam):
+    if target.frame:
+        return "noise: frames of {} x {} pixels".format(*target.frame)
+    return "of the exam" if exam is not None else "noise: the bundle has no exam"
+
+
+def _measured(target):
+    """What one run takes in and what it leaves out, in words."""
+    if target.frame:
+        return "the network with cropping, resizing and normalising inside; decoding is not included"
+    if target.input == "uint8-nhwc":
+        return "the network with normalising inside; decoding is not included"
+    return "the network alone; decoding and normalising are not included"
 
 
 def judge_budgets(budget, measured, latency, rehearsal=""):

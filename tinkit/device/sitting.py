@@ -2,7 +2,8 @@
 
 Three hops. Preprocessing: an encoded picture, decoded here, must give the exam's pixels. Answers: what the runtime
 says must be what the fp32 PyTorch student said, at the smallest and the largest batch of the target. Mapped teacher:
-the same answers against the teacher, as evidence. The comparison is tinkit.fidelity, as in the host gate.
+the same answers against the teacher, as evidence. A graph that takes whole frames cannot be fed the exam's pixels: its
+answers are asked for on frames made of the encoded pictures. The comparison is tinkit.fidelity, as in the host gate.
 """
 
 from dataclasses import replace
@@ -15,6 +16,8 @@ from tinkit.fidelity import FAILED, NOT_JUDGED, PASSED, Fidelity, compare_answer
 from tinkit.pixels import normalise
 
 NO_EXAM = "the bundle carries no exam (it was exported with --deploy-only)"
+NO_PIXELS = "the model takes whole frames, not the exam's pixels at network size: the hop of the frame examines it"
+NO_FRAMES = "the exam has no encoded picture that a frame could be made of"
 
 
 def sit_exam(bundle, runtime, conditions=None, rehearsal=""):
@@ -29,11 +32,15 @@ def sit_exam(bundle, runtime, conditions=None, rehearsal=""):
     if exam is None:
         return [_nothing(hop, output, NO_EXAM, conditions) for output in target.outputs]
     hops = [preprocessing_hop(bundle, exam, conditions)]
-    for batch in sorted({target.batch.min, min(target.batch.max, max(len(exam.pixels), target.batch.min))}):
+    if target.frame:
+        hops += [_nothing(hop, output, NO_PIXELS, conditions) for output in target.outputs]
+        hops += frame_hops(bundle, runtime, exam, runtime.name, conditions)
+        return [unjudged(hop, rehearsal) for hop in hops] if rehearsal else hops
+    for batch in batches_of(target, len(exam.pixels)):
         answers = answer_exam(bundle, runtime, exam.pixels, batch)
         at = dict(conditions or {}, batch=batch)
         for output in target.outputs:
-            reference = _reference(exam, output, answers)
+            reference = _reference(exam.answers, output, answers)
             gate = target.gate_of(output)
             name = "{}, batch {}".format(hop, batch)
             hops.append(compare_answers(name, output, answers[output], reference, exam.names, gate, at))
@@ -44,6 +51,56 @@ def sit_exam(bundle, runtime, conditions=None, rehearsal=""):
         seen = compare_answers(name, "embedding", answers["embedding"], exam.mapped, exam.names, None, at)
         hops.append(replace(seen, reason="evidence: how near the student is to its teacher has no gate"))
     return hops
+
+
+def batches_of(target, pictures):
+    """The batch sizes of an exam: the target's smallest, and its largest that so many pictures can fill."""
+    return sorted({target.batch.min, min(target.batch.max, max(pictures, target.batch.min))})
+
+
+def frame_hops(bundle, runtime, exam, whose, conditions=None):
+    """Frames made here of the exam's encoded pictures, through a graph that resizes them itself, as hops "frame -> whose".
+
+    The reference are the student's answers on the same frames after Pillow's preprocessing; every output is held to the
+    gate of the frame. Without encoded pictures or Pillow: not judged. A picture that cannot be decoded here fails.
+    """
+    hop, target = "frame -> {}".format(whose), bundle.target
+    order = sorted(exam.encoded)
+    try:
+        frames = np.stack([_frame(exam, index, target.frame) for index in order]) if order else None
+    except pictures.Unreadable as error:
+        return [replace(_nothing(hop, output, str(error), conditions), verdict=FAILED) for output in target.outputs]
+    except TinkitError as error:  # no Pillow
+        reason = "{} ({})".format(error.what, error.next_step)
+        return [_nothing(hop, output, reason, conditions) for output in target.outputs]
+    if frames is None:
+        return [_nothing(hop, output, NO_FRAMES, conditions) for output in target.outputs]
+    hops = []
+    for batch in batches_of(target, len(frames)):
+        answers = answer_exam(bundle, runtime, frames, batch)
+        at = dict(conditions or {}, batch=batch, frame="{} x {} pixels".format(*target.frame))
+        for output in target.outputs:
+            reference = _reference(exam.frame_answers, output, answers)
+            name, names = "{}, batch {}".format(hop, batch), exam.names[order]
+            seen = compare_answers(name, output, answers[output], reference, names, target.gate["frame"], at)
+            hops.append(replace(seen, worst=_counted_in_exam(seen.worst, order)))
+    return hops
+
+
+def _frame(exam, index, frame):
+    try:
+        return pictures.frame_pixels(exam.encoded[index], frame)
+    except pictures.Unreadable as error:
+        raise pictures.Unreadable(_unreadable(exam, index, error)) from None
+
+
+def _unreadable(exam, index, error):
+    return "picture {!r} cannot be decoded here: {}".format(str(exam.names[index]), error)
+
+
+def _counted_in_exam(worst, order):
+    """The worst pictures of some of the exam, by their place in the whole of it."""
+    return [dict(entry, index=order[entry["index"]]) for entry in worst]
 
 
 def unjudged(hop, rehearsal):
@@ -68,7 +125,8 @@ def answer_exam(bundle, runtime, pixels_NHWC, batch):
 def network_input(bundle, pixels_BHWC):
     """uint8 pictures at network size -> {input name: array in the dtype that the manifest names}.
 
-    A uint8 NHWC input takes the pixels as they are: the graph normalises.
+    A uint8 NHWC input takes the pixels as they are: the graph normalises. One of a frame's size takes frames of just that
+    size. Raises TinkitError for pictures of another size.
     """
     tensor = bundle.manifest["tensors"]["inputs"][0]
     if tensor["dtype"] == "uint8":
@@ -77,6 +135,14 @@ def network_input(bundle, pixels_BHWC):
                 "A uint8 input must be NHWC with three colours.",
                 where=bundle.path,
                 seen="{} {}".format(tensor["name"], tensor["shape"]),
+            )
+        height, width = tensor["shape"][1:3]
+        if pixels_BHWC.shape[1:3] != (height, width):
+            raise TinkitError(
+                "The pictures are not of the size that the model takes.",
+                where=bundle.path,
+                seen="{} x {} pixels, the model takes {} x {}".format(*pixels_BHWC.shape[1:3], height, width),
+                next_step="feed whole frames: this model resizes them itself" if bundle.target.frame else None,
             )
         return {tensor["name"]: np.ascontiguousarray(pixels_BHWC)}
     return {tensor["name"]: normalise(pixels_BHWC, bundle.preprocessing).astype(tensor["dtype"], copy=False)}
@@ -103,9 +169,9 @@ def check_tensors(bundle, runtime):
             )
 
 
-def _reference(exam, output, answers):
+def _reference(expected, output, answers):
     """The exam's answers for an output, of the shape that the runtime gave."""
-    reference = exam.answers.get(output)
+    reference = expected.get(output)
     if reference is None or reference.shape != answers[output].shape:
         raise TinkitError(
             "The exam's answers do not fit the model's output `{}`.".format(output),
@@ -123,7 +189,7 @@ def preprocessing_hop(bundle, exam, conditions):
         try:
             decoded[index] = pictures.network_pixels(data, bundle.preprocessing)
         except pictures.Unreadable as error:
-            unreadable = "picture {!r} cannot be decoded here: {}".format(str(exam.names[index]), error)
+            unreadable = _unreadable(exam, index, error)
         except TinkitError as error:  # no Pillow: frames can still be fed, so the rest of the exam goes on
             return _nothing(hop, "pixels", "{} ({})".format(error.what, error.next_step), conditions)
     if not decoded:
@@ -132,11 +198,12 @@ def preprocessing_hop(bundle, exam, conditions):
     order = sorted(decoded)
     answers = np.stack([decoded[index] for index in order])
     seen = compare_answers(hop, "pixels", answers, exam.pixels[order], exam.names[order], None, conditions)
-    worst = [dict(entry, index=order[entry["index"]]) for entry in seen.worst]
     verdict, reason = judge_pixels(seen.max_error, limit)
     if unreadable:
         verdict, reason = FAILED, unreadable
-    return replace(seen, worst=worst, verdict=verdict, reason=reason, gate={"max_grey_levels": limit})
+    return replace(
+        seen, worst=_counted_in_exam(seen.worst, order), verdict=verdict, reason=reason, gate={"max_grey_levels": limit}
+    )
 
 
 def judge_pixels(grey_levels, limit):

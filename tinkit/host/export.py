@@ -24,7 +24,8 @@ from tinkit.errors import TinkitError
 from tinkit.fidelity import FAILED, verdict_of
 from tinkit.host.exam import exam_of_folder
 from tinkit.host.features import backbone_features
-from tinkit.host.gate import Draft, host_gate, student_answers, tensors_of
+from tinkit.host.frame import frame_answers, framed, without_frame, without_resize
+from tinkit.host.gate import Draft, frame_gate, host_gate, student_answers, tensors_of
 from tinkit.host.graph_truth import graph_truth
 from tinkit.host.legality import problems
 from tinkit.host.run import Run, load_run
@@ -73,19 +74,26 @@ def export(
     wanted = replace(wanted, head=student.head is not None)
     questions, notes = _questions(opened, preprocessing, exam, pictures)
     answers = student_answers(student, questions.pixels, preprocessing, wanted.local)
-    complete = replace(questions, answers=answers)
+    complete = replace(
+        questions, answers=answers, frame_answers=frame_answers(student, questions, preprocessing, wanted)
+    )
     deployed = student.deploy(wanted.local)
     with tempfile.TemporaryDirectory(prefix="tinkit-export-") as folder:
         model_path = os.path.join(folder, MODEL)
-        draft = Draft(folder, wanted, preprocessing)
-        notes += write_fp32(deployed, preprocessing, wanted, model_path)
+        draft = Draft(folder, without_frame(wanted), preprocessing)
+        notes += write_fp32(deployed, preprocessing, draft.target, model_path)
         fp32 = onnx.load(model_path)
         feeds, more = calibration_feeds(draft, fp32, opened, complete, calibration)
         settled = settle(fp32, draft, complete, feeds, heal, say)
         notes += [*more, *settled.written.notes]
+        network, settled = settled.written, replace(settled, written=framed(settled.written, wanted, preprocessing))
         check_legal(settled.written.model, wanted)
         onnx.save(settled.written.model, model_path)
-        hops = host_gate(draft, settled.written, complete, settled.hops)
+        hops = host_gate(draft, network, complete, settled.hops)
+        if wanted.frame:
+            resized = frame_gate(Draft(folder, wanted, preprocessing), settled.written, complete)
+            notes += [f"{hop.hop}: not judged, {hop.reason}" for hop in resized[:1] if not hop.pictures]
+            hops = [*without_resize(hops), *resized]
         truth = graph_truth(settled.written.model, wanted, settled.macs)
         verdict = FAILED if truth.verdict == FAILED else verdict_of(hops)
         say(f"truth    {truth.verdict}: {truth.reason}")

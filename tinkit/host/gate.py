@@ -94,6 +94,27 @@ def judge_hops(draft: Draft, written: Written, exam: Exam, largest_only: bool = 
     return hops
 
 
+def frame_gate(draft: Draft, written: Written, exam: Exam) -> list[Fidelity]:
+    """The hop of the frame: `written` (tinkit.host.frame.framed) on frames made of the exam's encoded pictures.
+
+    Judged on the judged graph; where that is a rehearsal the file that ships is run on the frames, too. What a reader
+    cannot know otherwise is in the conditions: the reference is Pillow's resize, the graph's is another.
+    """
+    told = {"reference": f"{REFERENCE}, on Pillow's preprocessing of the frame", "precision": written.how}
+    kind = "openvino" if draft.target.runtime == "openvino" else "onnxruntime"
+    whose = f"student, rehearsed in {draft.target.precision}" if written.rehearsed else "student"
+    with _opened(draft, written.judged, "judged-frame.onnx", kind) as runtime:
+        sitting.check_tensors(draft.bundle(written.judged), runtime)
+        told.update(runtime.conditions, **runtime.versions())
+        hops = sitting.frame_hops(draft.bundle(written.judged), runtime, exam, whose, told)
+    if written.rehearsed and draft.target.precision != "bf16" and exam.encoded:
+        told["precision"] = "the file that ships, in onnxruntime's own arithmetic"
+        with _opened(draft, written.model, "shipped-frame.onnx", "onnxruntime") as runtime:
+            shipped = sitting.frame_hops(draft.bundle(written.model), runtime, exam, "student, as shipped", told)
+        hops += [_structure_only(hop) for hop in shipped]
+    return hops
+
+
 def tensors_of(model) -> dict[str, list[dict]]:
     """Names, dtypes and shapes of a model's inputs and outputs, as the manifest tells them."""
     return {"inputs": _tensors(model.graph.input), "outputs": _tensors(model.graph.output)}
