@@ -1,5 +1,6 @@
 """The bundle: complete or not there, refused when a byte has changed, and nothing in it is trusted before it is checked."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -72,6 +73,16 @@ def test_round_trip(written):
     np.testing.assert_array_equal(exam.answers["embedding"], first.answers["embedding"])
     np.testing.assert_array_equal(exam.mapped, first.mapped)
     assert exam.encoded == first.encoded
+
+
+def test_answers_on_frames_come_back_and_an_exam_without_them_is_one_as_before(tmp_path, model, manifest, written):
+    answers = np.random.default_rng(1).normal(size=(2, 8)).astype(np.float32)  # of the two encoded pictures
+    framed = dataclasses.replace(small_exam(), frame_answers={"embedding": answers})
+    opened = write_bundle(tmp_path / "framed", model, manifest, framed)
+    np.testing.assert_array_equal(opened.exam().frame_answers["embedding"], answers)
+    assert list(opened.exam().answers) == ["embedding"]
+    assert written.exam().frame_answers == {}
+    assert not [key for key in small_exam().to_arrays() if key.startswith("frame/")]
 
 
 def test_deploy_only_carries_no_pictures(tmp_path, model, manifest):
@@ -253,6 +264,8 @@ def test_an_exam_larger_than_the_cap_is_refused(written, monkeypatch):
         {"names": np.array(["a.jpg"])},
         {"mapped/embedding": np.zeros((2, 8), np.float32)},
         {"answer/embedding": np.float32(1)},
+        {"frame/embedding": np.zeros((3, 8), np.float32)},  # two pictures are encoded
+        {"frame/embedding": np.float32(1)},
     ],
     ids=lambda changes: "-".join(changes),
 )

@@ -7,13 +7,15 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from small_parts import SIZE, small_exam, small_model
+from small_parts import PREPROCESSING, SIZE, WEIGHT, small_exam, small_model
 
+from tinkit.device.pictures import frame_pixels
 from tinkit.device.runtime import OnnxRuntime
 from tinkit.device.sitting import answer_exam, judge_pixels, network_input, sit_exam
 from tinkit.errors import TinkitError
 from tinkit.fidelity import FAILED, NOT_JUDGED, PASSED
-from tinkit.target import Batch
+from tinkit.pixels import normalise
+from tinkit.target import Batch, Gate
 
 
 def sat(bundle, **options):
@@ -167,6 +169,70 @@ def test_a_uint8_input_that_is_not_nhwc_is_refused(uint8_bundle, exam):
     uint8_bundle.manifest["tensors"]["inputs"][0]["shape"] = ["batch", 3, SIZE, SIZE]
     with pytest.raises(TinkitError, match="NHWC"):
         network_input(uint8_bundle, exam.pixels[:1])
+
+
+@pytest.fixture
+def frame_bundle(make_bundle, exam, tmp_path):
+    """make(exam) -> a bundle whose model takes frames of just the network's size."""
+    path = uint8_model(tmp_path / "frame.onnx")
+    gates = {"embedding": Gate(0.99, 0.01), "frame": Gate(0.99, 0.01)}
+
+    def make(exam):
+        changes = {"input": "uint8-nhwc", "frame": (SIZE, SIZE), "gate": gates}
+        bundle = make_bundle(exam, model=path, **changes)
+        image = {"name": "image", "dtype": "uint8", "shape": ["batch", SIZE, SIZE, 3]}
+        bundle.manifest["tensors"]["inputs"] = [image]
+        return bundle
+
+    return make
+
+
+def framed(exam):
+    """The exam with the small model's answers on the frames of its encoded pictures, worked out in numpy."""
+    frames = np.stack([frame_pixels(exam.encoded[index], (SIZE, SIZE)) for index in sorted(exam.encoded)])
+    answers = normalise(frames, PREPROCESSING).mean(axis=(2, 3)) @ WEIGHT
+    return replace(exam, frame_answers={"embedding": answers.astype(np.float32)})
+
+
+def test_a_model_that_takes_frames_is_asked_about_frames_and_not_about_pixels(frame_bundle, exam):
+    hops = sat(frame_bundle(framed(exam)))
+    assert [(hop.hop, hop.verdict) for hop in hops] == [
+        ("encoded picture -> pixels", PASSED),
+        ("student -> onnxruntime", NOT_JUDGED),
+        ("frame -> onnxruntime, batch 1", PASSED),
+        ("frame -> onnxruntime, batch 2", PASSED),
+    ]
+    assert "whole frames" in hops[1].reason
+    assert {hop.pictures for hop in hops[2:]} == {2}
+
+
+def test_a_wrong_answer_on_a_frame_fails_and_its_picture_is_counted_in_the_exam(frame_bundle):
+    every = small_exam(encoded=6)
+    wrong = framed(replace(every, encoded={2: every.encoded[2], 4: every.encoded[4]}))
+    wrong.frame_answers["embedding"][1] *= -1
+    hop = sat(frame_bundle(wrong))[-1]
+    assert hop.verdict == FAILED
+    assert (hop.worst[0]["index"], hop.worst[0]["name"]) == (4, "scene4.png")
+    assert "scene4.png" in hop.reason
+
+
+def test_a_rehearsal_of_frames_judges_nothing(frame_bundle, exam):
+    hops = sat(frame_bundle(framed(exam)), rehearsal="another runtime")
+    assert {hop.verdict for hop in hops} == {NOT_JUDGED}
+    assert "here it passed" in hops[-1].reason
+
+
+def test_without_pillow_frames_are_not_judged(frame_bundle, exam, monkeypatch):
+    bundle = frame_bundle(framed(exam))
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    hops = sat(bundle)
+    assert {hop.verdict for hop in hops} == {NOT_JUDGED}
+    assert "pillow" in hops[-1].reason.lower()
+
+
+def test_an_exam_without_answers_on_frames_is_refused(frame_bundle, exam):
+    with pytest.raises(TinkitError, match="do not fit the model's output"):
+        sat(frame_bundle(exam))
 
 
 def test_a_manifest_of_another_model_is_refused(make_bundle, exam, tmp_path):
