@@ -155,6 +155,7 @@ def test_without_an_exam_frames_are_timed_all_the_same(run, here, tmp_path):
     assert [run.batch for run in report.latency] == [1, 4]
 
 
+@pytest.mark.slow
 def test_a_half_precision_graph_resizes_in_fp32_and_ships_whole(run, tmp_path):
     gates = {"embedding": Gate(0.99, 0.1), "frame": FITTING}
     result = export(
@@ -170,6 +171,7 @@ def test_a_half_precision_graph_resizes_in_fp32_and_ships_whole(run, tmp_path):
     assert by_name["normalise/Mul"].input[0] == by_name["resize/Clip"].output[0]  # no cast between them
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", [{"runtime": "tensorrt"}, {"runtime": "openvino", "compute": "fp32"}])
 def test_a_graph_for_others_resizes_plainly_and_is_judged_by_its_own_gate(run, other, tmp_path):
     if other["runtime"] == "openvino":
