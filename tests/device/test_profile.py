@@ -139,6 +139,7 @@ def test_what_the_runtime_really_computes_in_is_judged(make_bundle, exam, tmp_pa
     hop = hop_of_the_host(PASSED)
     assert profiles.judge_report([hop], [hop], [], good) == PASSED
     assert profiles.judge_report([hop], [hop], [], bad) == FAILED
+    assert profiles.judge_report([hop], [hop], [], None, FAILED) == FAILED  # the graph's own truth failed on the host
 
 
 def test_a_profile_of_another_processor_is_refused(make_bundle, exam, here):

@@ -190,7 +190,7 @@ def test_the_end_of_the_process_is_told():
 
 
 def test_a_builder_that_dies_of_a_model_is_the_model_s_error(tmp_path, monkeypatch):
-    monkeypatch.setattr("tinkit.host.check_build._builder_module", lambda: None)
+    monkeypatch.setattr("tinkit.host.check_build.find_builder", lambda: None)
     monkeypatch.setattr("subprocess.run", lambda *_, **__: SimpleNamespace(returncode=-11, stdout="", stderr=""))
     with pytest.raises(TinkitError, match="ended on this model") as error:
         check_build(tmp_path / "model.onnx", target())
@@ -201,7 +201,7 @@ def test_without_the_wheels_there_is_no_verdict_and_the_way_to_get_them(tmp_path
     monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", None)
     with pytest.raises(CannotJudge, match="not installed") as error:
         check_build(tmp_path / "model.onnx", target())
-    assert "tensorrt-rtx-cu13-libs" in error.value.next_step
+    assert "tinkit[trt-check]" in error.value.next_step
 
 
 def test_only_a_tensorrt_target_can_be_tried(tmp_path):

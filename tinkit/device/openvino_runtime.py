@@ -37,7 +37,7 @@ class OpenVinoRuntime:
     def __init__(self, model_path, threads=1, compute="fp32"):
         if compute not in HINTS:
             raise ValueError("unknown arithmetic {!r}".format(compute))
-        self._openvino = _openvino()
+        self._openvino = find_openvino()
         core = self._openvino.Core()
         _check_arithmetic(core, compute)
         options = {
@@ -120,7 +120,8 @@ class OpenVinoRuntime:
         self._request = self._compiled = None  # frees the model's memory
 
 
-def _openvino():
+def find_openvino():
+    """The openvino module. Raises CannotJudge without it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings of its own imports are not the user's

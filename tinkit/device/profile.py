@@ -94,7 +94,7 @@ def profile(
     path = os.path.join(os.fspath(out or _default_out(opened, device_profile)), REPORT)
     report = Report(
         title=title,
-        verdict=judge_report(host_hops, hops, budgets, truth),
+        verdict=judge_report(host_hops, hops, budgets, truth, opened.manifest.get("host_gate", {}).get("verdict")),
         rehearsal=rehearsal,
         bundle=_bundle_facts(opened, file_mb),
         device=dict(device_profile.to_json(), batches=list(device_profile.batches)),
@@ -243,10 +243,13 @@ def _judge_budget(name, limit, measured, single, rehearsal):
     return {"name": name, "limit": limit, "measured": value, "verdict": verdict, "reason": reason}
 
 
-def judge_report(host_hops, device_hops, budgets, truth=None):
-    """Failed if anything failed, on the host too; passed only by what was judged on this device."""
+def judge_report(host_hops, device_hops, budgets, truth=None, host_verdict=None):
+    """Failed if anything failed, on the host too; passed only by what was judged on this device.
+
+    truth: of the runtime here; host_verdict: of the whole host gate, which the precision of the graph is part of.
+    """
     here = [hop.verdict for hop in device_hops] + [entry["verdict"] for entry in budgets]
-    if truth is not None and truth.verdict == FAILED:
+    if host_verdict == FAILED or (truth is not None and truth.verdict == FAILED):
         return FAILED
     if FAILED in here or verdict_of(host_hops) == FAILED:
         return FAILED

@@ -50,7 +50,7 @@ def check_build(model_path, target: Target) -> CheckBuild:
     """
     if target.runtime != "tensorrt":
         raise TinkitError("Only a TensorRT target can be tried on TensorRT's builder.", seen=target.runtime)
-    _builder_module()
+    find_builder()
     job = json.dumps({"model": str(Path(model_path).absolute()), "target": target.to_json()})
     command = [sys.executable, "-m", "tinkit.host.check_build"]
     beside_tinkit = Path(__file__).parents[2]  # so that this very tinkit is imported
@@ -77,7 +77,7 @@ def _end(done):
 
 def build_here(model_path, target: Target) -> CheckBuild:
     """`check_build` in this very process."""
-    trt = _builder_module()
+    trt = find_builder()
     logger = recording_logger(trt, HARMLESS)
     built = build(trt, model_path, target, OPTIONS, logger)
     return CheckBuild(
@@ -89,14 +89,15 @@ def build_here(model_path, target: Target) -> CheckBuild:
     )
 
 
-def _builder_module():
+def find_builder():
+    """The module of TensorRT-RTX. Raises CannotJudge where it is not installed."""
     try:
         import tensorrt_rtx_bindings
     except (ImportError, OSError) as error:  # OSError: the bindings are there, the libraries are not
         raise CannotJudge(
             "TensorRT's builder for the host is not installed.",
             seen=str(error),
-            next_step='pip install --no-deps "tensorrt-rtx-cu13-libs==1.7.1.116" "tensorrt-rtx-cu13-bindings==1.7.1.116"',
+            next_step='pip install "tinkit[trt-check]"',
         ) from None
     return tensorrt_rtx_bindings
 

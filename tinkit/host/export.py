@@ -20,8 +20,11 @@ import tinkit
 from tinkit import workspace
 from tinkit.bundle import MODEL, Exam, write_bundle
 from tinkit.device import engine
+from tinkit.device.openvino_runtime import find_openvino
 from tinkit.errors import TinkitError
 from tinkit.fidelity import FAILED, verdict_of
+from tinkit.host.check_build import check_build as build_without_gpu
+from tinkit.host.check_build import find_builder
 from tinkit.host.exam import exam_of_folder
 from tinkit.host.features import backbone_features
 from tinkit.host.frame import frame_answers, framed, without_frame, without_resize
@@ -67,6 +70,7 @@ def export(
     opened = run if isinstance(run, Run) else load_run(run or workspace.newest_run())
     wanted = target if isinstance(target, Target) else load_target(target)
     out = os.fspath(out or os.path.join(opened.path, f"bundle-{wanted.name}"))
+    _check_runtimes(wanted, check_build)
     say(f"run      {opened.path}")
     say(f"target   {wanted.name} ({wanted.path})")
 
@@ -122,6 +126,20 @@ def export(
         truth=truth,
         healing={step: found.to_json() for step, found in settled.healings.items()},
     )
+
+
+def _check_runtimes(target: Target, check_build: bool) -> None:
+    """What judges is asked for before the work begins. Raises CannotJudge where it is missing."""
+    if target.runtime == "openvino":
+        find_openvino()
+    if check_build and target.runtime != "tensorrt":
+        raise TinkitError(
+            "Only a TensorRT target can be tried on TensorRT's builder.",
+            seen=target.name,
+            next_step="leave --check-build out",
+        )
+    if check_build:
+        find_builder()
 
 
 def write_fp32(deployed, preprocessing: Preprocessing, target: Target, path) -> list[str]:
@@ -275,8 +293,6 @@ def _builder_notes(target: Target, model_path, settled: Settled, check_build: bo
     """What real builders say: the one that needs no GPU where asked for, this machine's own where it has one."""
     notes = []
     if check_build:
-        from tinkit.host.check_build import check_build as build_without_gpu
-
         built = build_without_gpu(model_path, target)
         told = (
             f"TensorRT-RTX {built.version} builds it without a GPU ({built.megabytes:.1f} MB in {built.seconds:.1f} s)"

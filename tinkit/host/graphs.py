@@ -108,8 +108,8 @@ def node_macs(model, size) -> dict[str, int]:
     """
     shapes, batch = _shapes(model, size)
     sources = weight_sources(model)
-    counted = [(node, *weight_of(node, sources)) for node in model.graph.node]
-    counted = [(node, index) for node, index, weight in counted if weight]
+    weighed = [(node, *weight_of(node, sources)) for node in model.graph.node]
+    counted = [(node, index) for node, index, weight in weighed if weight]
     needed = {name for node, index in counted for name in (node.input[0], node.input[index], node.output[0])}
     unknown = sorted(needed - set(shapes))
     if unknown:
@@ -122,9 +122,7 @@ def _shapes_seen(model, shapes, names) -> dict[str, tuple]:
     from tinkit.host.activations import activations  # it needs what is here
 
     feed = {
-        value.name: np.zeros(
-            shapes[value.name], onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-        )
+        value.name: np.zeros(shapes[value.name], onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
         for value in model.graph.input
     }
     return {name: seen.shape for name, seen in next(activations(model, [feed], names)).items()}
