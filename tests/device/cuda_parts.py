@@ -315,7 +315,13 @@ class FakeEngine:
 
 
 class FakeInspector:
+    """Like the real one it knows no types of a free batch until it has a context whose shapes are set."""
+
+    execution_context = None
+
     def get_engine_information(self, format):
+        if self.execution_context is None or not self.execution_context._shapes:
+            return '{"Layers": ["N/A due to dynamic shapes"]}'
         return '{"Layers": []}' if format == LayerInformationFormat.JSON else "one line"
 
 

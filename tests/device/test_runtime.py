@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from small_parts import PREPROCESSING
+from small_parts import PREPROCESSING, small_target
 
 from tinkit.device.runtime import OnnxRuntime, Tensor, open_runtime
 from tinkit.errors import EXIT_NO_VERDICT, CannotJudge, TinkitError
@@ -54,9 +54,10 @@ def test_wrong_feeds_are_told_in_the_runtimes_words(model_path, feeds):
         runtime.run(feeds)
 
 
-def test_tensorrt_is_not_pretended(model_path):
-    with pytest.raises(CannotJudge, match="does not run them yet"):
-        open_runtime("tensorrt", model_path)
+def test_tensorrt_is_not_pretended(model_path, monkeypatch):
+    monkeypatch.setattr("tinkit.device.tensorrt_runtime.engines.find_tensorrt", lambda: None)
+    with pytest.raises(CannotJudge, match="TensorRT is missing"):
+        open_runtime("tensorrt", model_path, target=small_target(runtime="tensorrt"))
 
 
 def test_an_unknown_runtime_is_a_programmers_error(model_path):

@@ -10,14 +10,18 @@ from export_parts import loud_norm, outlier_channel, write_run
 from PIL import Image
 
 from tinkit.bundle import open_bundle
-from tinkit.errors import CannotJudge
+from tinkit.errors import CannotJudge, TinkitError
 from tinkit.fidelity import FAILED, NOT_JUDGED, PASSED
 from tinkit.host import export as exports
+from tinkit.host.calibration_pictures import calibration_feeds
 from tinkit.host.export import export
+from tinkit.host.gate import Draft
 from tinkit.host.graph_truth import graph_truth
 from tinkit.host.precision import Plan, write_precision
+from tinkit.host.run import load_run
+from tinkit.host.student import build_student
 from tinkit.recipes import load_target
-from tinkit.target import Gate
+from tinkit.target import Batch, Gate
 
 # Random weights are more fragile in int8 than trained ones; healing may cost more of a network this small.
 INT8 = {"gate": {"embedding": Gate(0.95, 0.9)}, "heal": 0.3, "floor": 0.7}
@@ -121,7 +125,7 @@ def test_a_graph_that_claims_fp16_but_is_fp32_fails(hostile, tmp_path, monkeypat
 
 def test_int8_is_calibrated_on_pictures_that_the_exam_does_not_have(hostile, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(exports, "CALIBRATION_PICTURES", 5)
+    monkeypatch.setattr("tinkit.host.calibration_pictures.PICTURES", 5)
     real = exports.settle
 
     def watched(fp32, draft, exam, feeds, *arguments):
@@ -160,3 +164,57 @@ def test_the_openvino_file_is_judged_as_it_ships(hostile, tmp_path):
     assert all("openvino" in hop.conditions for hop in result.hops[1:])
     assert result.truth.computed == "fp32"
     assert graph_truth(onnx.load(tmp_path / "bundle" / "model.onnx"), load_target("openvino-fp16")).weights["fp16"] == 1
+
+
+def test_a_fixed_batch_is_calibrated_ranked_and_healed_in_that_batch(hostile, loud, tmp_path):
+    fixed = Batch(3, 3, 3)
+    result = export(hostile, replace(load_target("onnx-int8"), **INT8, batch=fixed), out=tmp_path / "int8")
+    assert result.healing["int8"]["healed"]
+    result = export(loud, replace(load_target("onnx-fp16"), batch=fixed), out=tmp_path / "fp16")
+    assert result.healing["fp16"]["healed"]
+
+
+def test_a_neck_on_local_features_is_int8_too(hostile, tmp_path):
+    gates = {"embedding": Gate(0.9, 9.0), "local": Gate(-1.0, 9.0)}
+    target = replace(load_target("onnx-int8"), **{**INT8, "gate": gates}, local=True)
+    result = export(hostile, target, out=tmp_path / "bundle", heal=False)
+    assert result.truth.macs == {"int8": 1.0}
+
+
+def test_calibration_wants_a_folder_of_its_own_and_leaves_the_exam_out(hostile, photos, tmp_path, monkeypatch):
+    target = replace(load_target("onnx-int8"), **INT8)
+    with pytest.raises(TinkitError, match="calibration must be a folder") as caught:
+        export(hostile, target, calibration=tmp_path / "none")
+    assert "--calibration" in caught.value.next_step
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(TinkitError, match="for calibration cannot be used"):
+        export(hostile, target, calibration=tmp_path / "empty")
+    exam = load_run(hostile).exam()
+    feeds, notes = calibration_feeds(
+        Draft(str(tmp_path), target, build_student("test_efficientnet", 64).spec.preprocessing),
+        small_input_model(),
+        load_run(hostile),
+        exam,
+        photos,
+    )
+    taken = {pixels.tobytes() for pixels in exam.pixels}
+    assert notes == []
+    assert not taken & {pixels.tobytes() for feed in feeds() for pixels in feed["image"]}
+
+
+def small_input_model():
+    """A graph that takes pixels as they are."""
+    image = onnx.helper.make_tensor_value_info("image", onnx.TensorProto.UINT8, ["batch", 64, 64, 3])
+    node = onnx.helper.make_node("Identity", ["image"], ["embedding"])
+    output = onnx.helper.make_tensor_value_info("embedding", onnx.TensorProto.UINT8, ["batch", 64, 64, 3])
+    return onnx.helper.make_model(onnx.helper.make_graph([node], "pixels", [image], [output]))
+
+
+def test_without_pictures_no_name_of_one_travels(hostile, photos, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "secret.jpg").write_bytes(b"no picture")
+    pictures = [path for path in sorted(photos.rglob("*")) if path.is_file()]
+    for number, path in enumerate(pictures[:3]):
+        (tmp_path / "mine" / f"{number}{path.suffix}").write_bytes(path.read_bytes())
+    export(hostile, "onnx-fp32", out=tmp_path / "bundle", exam=tmp_path / "mine", deploy_only=True)
+    assert "secret" not in (tmp_path / "bundle" / "manifest.json").read_text()

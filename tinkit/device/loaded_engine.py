@@ -36,8 +36,9 @@ class LoadedEngine:
             self._load(plan, host_code)
             self.inputs, self.outputs = self._tensors()
             self.batch_range = self._batches()
-            self.inspector = self._layers()
             self._context = self._new_context()
+            self.set_batch(self.batch_range[1])
+            self.inspector = self._layers()
         except BaseException:
             self.close()
             raise
@@ -115,6 +116,7 @@ class LoadedEngine:
 
     def _layers(self):
         inspector = self._engine.create_engine_inspector()
+        inspector.execution_context = self._context  # or types are "N/A due to dynamic shapes"
         return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
 
     def _new_context(self):

@@ -26,6 +26,8 @@ INSTALL = (
     '--system-site-packages; elsewhere: pip install "tinkit[trt]"'
 )
 
+RECIPE = 1  # raised when engines are built otherwise than before: older ones are then not used again
+
 
 def open_tensorrt(
     model_path,
@@ -67,6 +69,7 @@ def open_tensorrt(
 def _plan(trt, model_path, target, cuda, cache, options, say):
     """(plan, facts about it): from the cache, else built and kept."""
     asked = dict(asdict(options), precision=target.precision, rest=target.rest, batch=asdict(target.batch))
+    asked.update(weakly_typed=target.weakly_typed, recipe=RECIPE)
     del asked["timing_cache"]  # it makes the build shorter, not another engine
     identity = engine_identity(model_path, trt.__version__, cuda.gpu, asked)
     plan = cache.lookup(identity)

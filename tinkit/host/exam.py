@@ -19,6 +19,7 @@ from tinkit.device.pictures import Unreadable, is_picture_name, network_pixels, 
 from tinkit.errors import TinkitError
 from tinkit.pixels import Preprocessing
 
+SKIPPED = "skipped in the exam's folder:"
 ENCODED, MAX_ENCODED_BYTES = 8, 2_000_000
 ORIENTATION = 0x0112
 PNG_START, JPEG_START = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
@@ -64,7 +65,7 @@ def exam_of_folder(folder, preprocessing: Preprocessing, pictures: int = 64) -> 
             network_pixels(path, preprocessing)
             chosen.append((path, name))
         except Unreadable as error:
-            notes.append(f"skipped in the exam's folder: {name}: {error}")
+            notes.append(f"{SKIPPED} {name}: {error}")
     if not chosen:
         raise TinkitError(
             "There is no usable picture in the exam's folder.", where=root, seen=f"{len(notes)} unreadable"

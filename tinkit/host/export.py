@@ -11,6 +11,7 @@ import tempfile
 from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import version
+from importlib.util import find_spec
 
 import onnx
 import torch
@@ -21,11 +22,12 @@ from tinkit import workspace
 from tinkit.bundle import MODEL, Exam, write_bundle
 from tinkit.device import engine
 from tinkit.device.openvino_runtime import find_openvino
-from tinkit.errors import TinkitError
+from tinkit.errors import CannotJudge, TinkitError
 from tinkit.fidelity import FAILED, verdict_of
+from tinkit.host.calibration_pictures import calibration_feeds
 from tinkit.host.check_build import check_build as build_without_gpu
 from tinkit.host.check_build import find_builder
-from tinkit.host.exam import exam_of_folder
+from tinkit.host.exam import SKIPPED, exam_of_folder
 from tinkit.host.features import backbone_features
 from tinkit.host.frame import frame_answers, framed, without_frame, without_resize
 from tinkit.host.gate import Draft, frame_gate, host_gate, student_answers, tensors_of
@@ -40,7 +42,6 @@ from tinkit.results import ExportResult
 from tinkit.target import Target
 
 VERSIONS = ("torch", "timm", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "onnxscript", "ml_dtypes", "numpy")
-CALIBRATION_PICTURES, CALIBRATION_BATCH = 128, 8
 ON_THE_BOARD = "the engine is built on the board: tinkit profile there"
 
 
@@ -109,7 +110,7 @@ def export(
             host_gate={"verdict": verdict, "hops": told},
             chain=[*(_nameless(hop) if deploy_only else hop for hop in opened.record.get("chain", [])), *told],
             privacy=_privacy(complete, exam or opened.record["images"]["root"], deploy_only),
-            notes=notes,
+            notes=[note for note in notes if not (deploy_only and note.startswith(SKIPPED))],
         )
         bundle = write_bundle(out, model_path, manifest, None if deploy_only else complete)
     say(f"bundle   {bundle.path}")
@@ -132,6 +133,10 @@ def _check_runtimes(target: Target, check_build: bool) -> None:
     """What judges is asked for before the work begins. Raises CannotJudge where it is missing."""
     if target.runtime == "openvino":
         find_openvino()
+    if find_spec("onnxruntime") is None:
+        raise CannotJudge(
+            "onnxruntime is missing, so nothing can be judged here.", next_step='pip install "tinkit[cpu]"'
+        )
     if check_build and target.runtime != "tensorrt":
         raise TinkitError(
             "Only a TensorRT target can be tried on TensorRT's builder.",
@@ -156,35 +161,6 @@ def check_legal(model, target: Target) -> None:
             seen="; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else ""),
             next_step="choose another --target, or another --student",
         )
-
-
-def calibration_feeds(draft: Draft, fp32, run: Run, exam: Exam, folder=None):
-    """(function that gives the inputs for int8 calibration in small batches, notes).
-
-    The pictures are of `folder`, else of the run's own folder without those of the exam; where that is gone, the exam's.
-    """
-    if draft.target.precision != "int8":
-        return (lambda: iter(())), []
-    root, notes = os.fspath(folder or run.record["images"]["root"]), []
-    pixels = exam.pixels
-    if folder is None and not os.path.isdir(root):
-        notes.append(f"int8 is calibrated on the exam's own pictures, {root} is gone: the gate is judged too well")
-    else:
-        others, _ = exam_of_folder(root, draft.preprocessing, CALIBRATION_PICTURES + len(exam.names))
-        taken = set(exam.names.tolist()) if folder is None else set()
-        fresh = [index for index, name in enumerate(others.names.tolist()) if name not in taken]
-        if fresh:
-            pixels = others.pixels[fresh[:CALIBRATION_PICTURES]]
-        else:
-            notes.append(
-                "int8 is calibrated on the exam's own pictures, there are no others: the gate is judged too well"
-            )
-
-    def feeds():
-        for start in range(0, len(pixels), CALIBRATION_BATCH):
-            yield draft.feed(pixels[start : start + CALIBRATION_BATCH], fp32)
-
-    return feeds, notes
 
 
 def count_macs(deployed, size: int) -> int:
@@ -236,7 +212,7 @@ def _manifest(run: Run, target: Target, deployed, preprocessing, settled: Settle
         "preprocessing": preprocessing.to_json(),
         "classes": record.get("classes") if target.head else None,
         "opset": next(opset.version for opset in model.opset_import if opset.domain == ""),
-        "fp32_nodes": sorted(settled.plan.fp32) if target.weakly_typed else [],
+        "fp32_nodes": settled.fp32_nodes,
         "unquantised": sorted(settled.plan.unquantised),
         "calibration": settled.calibration,
         "healing": {step: found.to_json() for step, found in settled.healings.items()},
@@ -302,7 +278,7 @@ def _builder_notes(target: Target, model_path, settled: Settled, check_build: bo
     if trt is None or not engine.gpu_present():
         return [*notes, ON_THE_BOARD]
     try:
-        options = engine.BuildOptions(fp32_nodes=tuple(sorted(settled.plan.fp32)) if target.weakly_typed else ())
+        options = engine.BuildOptions(fp32_nodes=tuple(settled.fp32_nodes))
         plan = engine.engine_from_onnx(trt, model_path, target, options).plan
     except TinkitError as error:
         told = f"TensorRT {trt.__version__} on this machine refuses the model: {error.what} {error.seen}"

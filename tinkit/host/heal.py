@@ -8,8 +8,9 @@ lowered: what cannot be healed within the target's `heal`, a share of MACs, stay
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from math import isinf
 
-ROUNDS = 4  # rankings: one overflow hides the next
+ROUNDS = 8  # rankings: one overflow hides the next
 STEP = 8  # nodes taken from a ranking that was not enough
 TRIALS = 60  # graphs judged, at most
 SHOWN = 10  # of the ranking, in the evidence
@@ -26,10 +27,11 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Trial:
-    """How a graph with some nodes kept did: all gates passed; the worst cosine of a picture."""
+    """How a graph with some nodes kept did: all gates passed; the worst cosine of a picture; what failed, in words."""
 
     passed: bool
     worst_cosine: float
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -110,18 +112,21 @@ def heal(
         if round_:
             ranking = list(suspects(frozenset(kept)))
             known.update((suspect.node, suspect) for suspect in ranking if suspect.node not in known)
-        offered = _affordable(kept, [s.node for s in ranking if s.node not in kept], macs, limit)
+        left = [suspect for suspect in ranking if suspect.node not in kept]
+        overflows = [suspect for suspect in left if isinf(suspect.added)]  # behind one, a ranking says nothing
+        offered = _affordable(kept, [suspect.node for suspect in overflows or left], macs, limit)
         enough = smallest_prefix(kept, offered, count)
         say(f"heal     round {round_ + 1}: {len(offered)} suspects, {len(count.seen)} graphs judged")
         if enough is not None:
             return _healed(enough, known, macs, first, before, count)
-        kept += offered[:STEP]
+        kept += offered if overflows else offered[:STEP]
         if not offered or count.spent:
             break
     best = max(count.seen.values(), key=lambda trial: trial.worst_cosine)
     reason = (
         f"not healed with at most {limit:.0%} of the MACs in higher precision and {len(count.seen)} graphs judged; "
         f"the best worst-picture cosine was {best.worst_cosine:.6f}"
+        + (f"; still failing: {best.reason}" if best.reason else "")
     )
     return Healing(
         False, reason, (), 0.0, len(count.seen), before.worst_cosine, best.worst_cosine, tuple(first[:SHOWN])

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import onnx
 
-from tinkit.host.half import to_half
+from tinkit.host.half import ALWAYS_FP32, to_half
 from tinkit.host.int8 import to_int8
 from tinkit.host.rehearsal import rehearsal_graph
 from tinkit.target import Target
@@ -55,6 +55,15 @@ class Written:
 def steps_of(target: Target) -> tuple[str, ...]:
     """The steps down in the order in which they are healed: ("fp16", "int8") for int8 with fp16 elsewhere, else one."""
     return ("fp16", "int8") if target.rest == "fp16" else (target.precision,)
+
+
+def fp32_nodes(fp32, target: Target, plan: Plan) -> list[str]:
+    """What TensorRT 8 must be told to keep in fp32, because its flags would take all: the plan's, and operators that half
+    precision is never written for (tinkit.host.half). [] for graphs that say their precision themselves."""
+    if not target.weakly_typed:
+        return []
+    always = {node.name for node in fp32.graph.node if node.op_type in ALWAYS_FP32}
+    return sorted(plan.fp32 | always)
 
 
 def write_precision(fp32, target: Target, plan: Plan = Plan(), ranges=None) -> Written:

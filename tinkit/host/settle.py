@@ -11,13 +11,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from tinkit.bundle import Exam
+from tinkit.device.sitting import fill
 from tinkit.fidelity import FAILED, Fidelity
 from tinkit.host.activations import compare_activations
 from tinkit.host.calibration import CALIBRATIONS, Histograms, calibrate
 from tinkit.host.gate import Draft, judge_hops
 from tinkit.host.graphs import node_macs
 from tinkit.host.heal import Healing, Suspect, Trial, heal
-from tinkit.host.precision import Plan, Written, steps_of, write_precision
+from tinkit.host.precision import Plan, Written, fp32_nodes, steps_of, write_precision
 from tinkit.target import Target
 
 RANKED_PICTURES = 16  # of the exam, for the ranking of the nodes
@@ -31,6 +32,7 @@ class Settled:
     hops: list[Fidelity]
     plan: Plan
     macs: dict[str, int]
+    fp32_nodes: list[str] = field(default_factory=list)  # for TensorRT 8
     calibration: dict = field(default_factory=dict)
     healings: dict[str, Healing] = field(default_factory=dict)
 
@@ -63,7 +65,7 @@ def settle(fp32, draft: Draft, exam: Exam, feeds: Callable[[], Iterator[dict]], 
                 plan = plan.sparing(step, found.nodes)
                 written = write_precision(fp32, inner, plan, ranges)
                 hops = judge_hops(draft, written, exam)
-    return Settled(written, hops, plan, macs, told, healings)
+    return Settled(written, hops, plan, macs, fp32_nodes(fp32, target, plan), told, healings)
 
 
 def best_ranges(fp32, draft: Draft, exam: Exam, histograms: Histograms, plan: Plan, say) -> tuple[dict, dict]:
@@ -86,17 +88,23 @@ def _heal(fp32, draft, inner: Target, exam, plan: Plan, step, ranges, macs, say)
     total = max(sum(macs.values()), 1)
     shares = {node: count / total for node, count in macs.items()}
     spent = sum(shares.get(node, 0.0) for node in plan.spared)
-    pictures = exam.pixels[:RANKED_PICTURES]
+    worst: list[int] = []  # of the exam, in the latest trial: a fault may be on few of the pictures
 
     def judge(kept) -> Trial:
         written = write_precision(fp32, inner, plan.sparing(step, kept), ranges)
         hops = judge_hops(draft, written, exam, largest_only=True)
-        return Trial(not _failed(hops), worst_cosine(hops))
+        failed = [hop for hop in hops if hop.verdict == FAILED]
+        worst[:] = list(dict.fromkeys(entry["index"] for hop in failed for entry in hop.worst)) or worst
+        return Trial(not failed, worst_cosine(hops), failed[0].reason if failed else "")
 
     def suspects(kept) -> list[Suspect]:
         in_float32 = replace(inner, io="float32")
         written = write_precision(fp32, in_float32, plan.sparing(step, kept), ranges)
-        return rank(fp32, written, [draft.feed(pictures, fp32)], step)
+        chosen = list(dict.fromkeys([*worst, *range(len(exam.pixels))]))[:RANKED_PICTURES]
+        single = [
+            fill(exam.pixels[[index]], inner.batch.min) for index in chosen
+        ]  # one at a time: memory is that of one
+        return rank(fp32, written, [draft.feed(pixels, fp32) for pixels in single], step)
 
     return heal(judge, suspects, shares, max(0.0, min(inner.heal, 1 - inner.floor) - spent), say=say)
 

@@ -15,8 +15,10 @@ import warnings
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
+from onnx import numpy_helper
 
 from tinkit.errors import TinkitError
 from tinkit.host.input_form import with_input_form
@@ -131,6 +133,7 @@ def tidy(model, modules=()):
 
     `modules` are the names of the exported module's parts, for graphs of the legacy exporter.
     """
+    turn_constants(model)
     taken: set[str] = set()
     for node in model.graph.node:
         node.name = _free_name(f"{_module_of(node, modules) or 'graph'}/{node.op_type}", taken)
@@ -142,6 +145,28 @@ def tidy(model, modules=()):
         del part.metadata_props[:]
     model.graph.name = "student"
     return model
+
+
+def turn_constants(model) -> None:
+    """Store weights as they are read: a Transpose of an initialiser becomes an initialiser (a neck on local features).
+
+    Changes `model`. What looks for constant weights later need not look through it.
+    """
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    outputs = {value.name for value in graph.output}
+    turned = [node for node in graph.node if node.op_type == "Transpose" and node.input[0] in constants]
+    for node in turned:
+        if node.output[0] in outputs:
+            continue
+        order = next((list(attribute.ints) for attribute in node.attribute if attribute.name == "perm"), None)
+        values = numpy_helper.to_array(constants[node.input[0]]).transpose(order)
+        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), node.output[0]))
+        graph.node.remove(node)
+    read = {name for node in graph.node for name in node.input}
+    unread = [tensor for tensor in graph.initializer if tensor.name not in read | outputs]
+    for tensor in unread:
+        graph.initializer.remove(tensor)
 
 
 def _module_of(node, modules) -> str:
