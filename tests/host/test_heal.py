@@ -95,3 +95,23 @@ def test_the_evidence_is_plain_data():
     assert told["kept"][0]["node"] == "node1"
     assert told["kept"][0]["op_type"] == "Conv"
     assert len(told["ranking"]) == 10
+
+
+def test_overflows_come_first_and_alone():
+    """Behind an overflow every node looks guilty or innocent by chance: a round offers those that overflow, all of them."""
+    judge = Judge(["loud1", "loud2", "quiet"])
+
+    def suspects(kept):
+        loud = [Suspect(name, "MatMul", math.inf) for name in ("loud1", "loud2") if name not in kept]
+        noise = [Suspect(node, "Conv", 0.0) for node in NODES]
+        return [*loud, *noise] if loud else [Suspect("quiet", "Conv", 0.3), *noise]
+
+    found = heal(judge, suspects, {}, 0.15)
+    assert sorted(found.nodes) == ["loud1", "loud2", "quiet"]
+    before_quiet = [kept for kept in judge.asked if "quiet" not in kept and len(kept) > 2]
+    assert before_quiet == []
+
+
+def test_what_still_fails_is_said_in_the_gates_words():
+    found = heal(lambda kept: Trial(False, 0.99, "the largest error is too large"), ranked("a"), {}, 0.15, trials=3)
+    assert found.reason.endswith("still failing: the largest error is too large")
