@@ -47,6 +47,10 @@ def goals(rows):
         _goal("int8: at least 85 % of the MACs", int8, lambda row: row["macs"].get(INT8, 0) >= 0.85),
         _goal("onnx-int8 and openvino-int8: at most 0.30 of the size", small, lambda row: row["size"] <= 0.30),
     ]
+    failed = [f"{row['student']} {row['target']}" for row in rows if row["verdict"] == "failed"]
+    lines.append(
+        f"* Exports that failed a gate of their target or their precision truth: {', '.join(failed) or 'none'}."
+    )
     if fast:
         median = statistics.median(row["latency"]["ratio"] for row in fast)
         slower = [row["student"] for row in fast if row["latency"]["ratio"] < 1]
