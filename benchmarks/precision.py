@@ -18,6 +18,7 @@ import sys
 import time
 
 from method_table import write_page
+from methods import commit
 from precision_students import EPOCHS, HELD_OUT, SIZE, STUDENTS, finished, lay_out, run_folder, train
 from precision_table import goals, markdown
 
@@ -171,15 +172,6 @@ def block(runtime, feeds):
         wall.append((time.perf_counter() - start) * 1e3)
         cpu.append((time.process_time() - cpu_start) * 1e3)
     return statistics.median(cpu), statistics.median(wall)
-
-
-def commit():
-    """The checkout's commit, with a plus when it was changed; "unknown" outside of one."""
-    try:
-        command = ["git", "-C", os.path.dirname(HERE), "describe", "--always", "--dirty=+"]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def in_a_process(arguments, more):

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_parts import reduced_target
 
 from tinkit.errors import TinkitError
 from tinkit.fidelity import FAILED, NOT_JUDGED, PASSED
-from tinkit.target import Gate, Target
 from tinkit.truth import Truth, engine_layers, engine_truth, judge_truth, openvino_truth, shares
 
 DATA = Path(__file__).parent / "data"
@@ -21,18 +21,6 @@ TO_FP32 = (
     ("f16f16_f16f32", "f32f32_tf32f32"),
     ("f16f32_f16f32", "f32f32_tf32f32"),
 )
-
-
-def target(precision="fp16", **changes):
-    values = {
-        "description": "for tests",
-        "runtime": "tensorrt",
-        "precision": precision,
-        "gate": {"embedding": Gate(min_cosine=0.99, max_error_share=0.01)},
-        "rest": "fp16" if precision == "int8" else "",
-        "opset": 22 if precision == "bf16" else 20,
-    }
-    return Target(**dict(values, **changes))
 
 
 def recorded(name, edits=()):
@@ -56,7 +44,7 @@ def edit_layer(text, name, edits):
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_an_fp16_engine_is_told_in_both_layouts(name):
-    truth = engine_truth(recorded(name), target(), MACS)
+    truth = engine_truth(recorded(name), reduced_target(), MACS)
     assert truth.verdict == PASSED, truth.reason
     assert truth.macs == {"fp16": 1.0}
     assert truth.notes == ()
@@ -65,7 +53,7 @@ def test_an_fp16_engine_is_told_in_both_layouts(name):
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_an_engine_that_is_fp32_fails_an_fp16_target(name):
-    truth = engine_truth(recorded(name, TO_FP32), target(), MACS)
+    truth = engine_truth(recorded(name, TO_FP32), reduced_target(), MACS)
     assert truth.verdict == FAILED
     assert truth.macs == {"fp32": 1.0}
     assert "0.00% of the MACs in fp16, the floor is 90.00%" in truth.reason
@@ -73,18 +61,18 @@ def test_an_engine_that_is_fp32_fails_an_fp16_target(name):
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_an_fp32_engine_passes_an_fp32_target_and_an_fp16_engine_does_not(name):
-    assert engine_truth(recorded(name, TO_FP32), target("fp32"), MACS).verdict == PASSED
-    assert engine_truth(recorded(name), target("fp32"), MACS).verdict == FAILED
+    assert engine_truth(recorded(name, TO_FP32), reduced_target("fp32"), MACS).verdict == PASSED
+    assert engine_truth(recorded(name), reduced_target("fp32"), MACS).verdict == FAILED
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_at_the_floor_passes_and_below_it_fails(name):
     mixed = edit_layer(recorded(name), "head/MatMul_myl0_3", TO_FP32)
-    truth = engine_truth(mixed, target(floor=0.9), MACS)
+    truth = engine_truth(mixed, reduced_target(floor=0.9), MACS)
     assert truth.macs == {"fp16": 0.9, "fp32": 0.1}
     assert truth.verdict == PASSED
-    assert engine_truth(mixed, target(floor=0.9001), MACS).verdict == FAILED
-    assert engine_truth(mixed, target(floor=0.9), dict(MACS, **{"head/MatMul": 101})).verdict == FAILED
+    assert engine_truth(mixed, reduced_target(floor=0.9001), MACS).verdict == FAILED
+    assert engine_truth(mixed, reduced_target(floor=0.9), dict(MACS, **{"head/MatMul": 101})).verdict == FAILED
 
 
 def test_the_two_layouts_tell_the_same():
@@ -164,15 +152,15 @@ def test_a_tactic_tells_where_types_are_not_shown(tactic, precision):
 
 
 def test_dynamic_shapes_without_a_context_are_told_by_weights_and_tactics():
-    truth = engine_truth(recorded("inspector-dynamic.json"), target(), MACS)
+    truth = engine_truth(recorded("inspector-dynamic.json"), reduced_target(), MACS)
     assert (truth.verdict, truth.macs) == (PASSED, {"fp16": 1.0})
     assert "the inspector had no execution context" in truth.notes[0]
     edits = [edit for edit in TO_FP32 if edit[0] != "FP16"]
-    assert engine_truth(recorded("inspector-dynamic.json", edits), target(), MACS).verdict == FAILED
+    assert engine_truth(recorded("inspector-dynamic.json", edits), reduced_target(), MACS).verdict == FAILED
 
 
 def test_an_engine_that_tells_only_names_is_not_judged():
-    truth = engine_truth(recorded("inspector-names.json"), target(), MACS)
+    truth = engine_truth(recorded("inspector-names.json"), reduced_target(), MACS)
     assert truth.verdict == NOT_JUDGED
     assert "detailed profiling verbosity" in truth.reason
     assert truth.macs == {"unknown": 1.0}
@@ -191,21 +179,21 @@ def test_nodes_of_a_layer_by_metadata_or_by_its_name():
 
 
 def test_a_node_that_no_layer_names_is_unknown_and_said():
-    truth = engine_truth(recorded(LAYOUTS[0]), target(), dict(MACS, **{"lost/Conv": 1000}))
+    truth = engine_truth(recorded(LAYOUTS[0]), reduced_target(), dict(MACS, **{"lost/Conv": 1000}))
     assert truth.macs == {"fp16": 0.5, "unknown": 0.5}
     assert truth.verdict == NOT_JUDGED  # fp16 may be 100 % or 50 %
     assert "1 of 4 nodes" in truth.notes[0]
     assert "lost/Conv" in truth.notes[0]
-    assert engine_truth(recorded(LAYOUTS[0], TO_FP32), target(), dict(MACS, lost=1000)).verdict == FAILED
+    assert engine_truth(recorded(LAYOUTS[0], TO_FP32), reduced_target(), dict(MACS, lost=1000)).verdict == FAILED
 
 
 def test_without_macs_there_is_no_verdict():
-    assert engine_truth(recorded(LAYOUTS[0]), target(), {}).verdict == NOT_JUDGED
+    assert engine_truth(recorded(LAYOUTS[0]), reduced_target(), {}).verdict == NOT_JUDGED
 
 
 def test_a_fused_region_that_hides_nodes_is_said():
     entry = {"Name": "{ForeignNode[stem/Conv...head/MatMul]}", "LayerType": "Myelin", "Inputs": [], "Outputs": []}
-    truth = engine_truth({"Layers": [entry]}, target(), MACS)
+    truth = engine_truth({"Layers": [entry]}, reduced_target(), MACS)
     assert truth.verdict == NOT_JUDGED
     assert "ForeignNode" in truth.notes[0]
 
@@ -213,18 +201,18 @@ def test_a_fused_region_that_hides_nodes_is_said():
 @pytest.mark.parametrize("wrong", ["", "{", "[]", "null", '{"Bindings": []}', '{"Layers": {}}'])
 def test_what_is_not_an_inspectors_answer_is_refused(wrong):
     with pytest.raises(TinkitError, match="inspector"):
-        engine_truth(wrong, target(), MACS)
+        engine_truth(wrong, reduced_target(), MACS)
 
 
 def test_bare_control_characters_in_the_text_are_read():
     text = recorded(LAYOUTS[0]).replace("\\u001f", "\x1f")
     assert "\x1f" in text
-    assert engine_truth(text, target(), MACS).verdict == PASSED
+    assert engine_truth(text, reduced_target(), MACS).verdict == PASSED
 
 
 def test_openvino_is_judged_by_what_its_layers_compute_in():
     layers = {"stem/Conv/WithoutBiases": "int8", "stem/Conv": "int8", "block/Conv": "int8", "head/MatMul": "fp32"}
-    int8 = target("int8", runtime="openvino", compute="fp32", rest="fp32", floor=0.9)
+    int8 = reduced_target("int8", runtime="openvino", compute="fp32", rest="fp32", floor=0.9)
     truth = openvino_truth(layers, int8, MACS, {"int8": 2, "fp32": 2})
     assert (truth.verdict, truth.macs, truth.computed) == (PASSED, {"int8": 0.9, "fp32": 0.1}, "fp32")
     assert truth.layers == {"fp32": 0.5, "int8": 0.5}
@@ -232,14 +220,14 @@ def test_openvino_is_judged_by_what_its_layers_compute_in():
 
 
 def test_openvino_fp16_is_judged_by_the_arithmetic_that_was_asked_for():
-    fp16 = target("fp16", runtime="openvino", compute="fp32")
+    fp16 = reduced_target("fp16", runtime="openvino", compute="fp32")
     truth = openvino_truth(dict.fromkeys(MACS, "fp32"), fp16, MACS)
     assert (truth.verdict, truth.precision) == (PASSED, "fp32")
     assert openvino_truth(dict.fromkeys(MACS, "bf16"), fp16, MACS).verdict == FAILED
 
 
 def test_a_truth_travels_as_json():
-    truth = engine_truth(recorded(LAYOUTS[0]), target(), dict(MACS, lost=1))
+    truth = engine_truth(recorded(LAYOUTS[0]), reduced_target(), dict(MACS, lost=1))
     assert Truth.from_json(json.loads(json.dumps(truth.to_json()))) == truth
 
 

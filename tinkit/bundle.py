@@ -181,12 +181,17 @@ def write_bundle(path, model_path, manifest, exam=None):
     return open_bundle(path)
 
 
+def refuse_occupied(path):
+    """Raises TinkitError when a bundle cannot be written to `path`, because the folder there holds something else."""
+    if os.path.isdir(path) and os.listdir(path) and not os.path.isfile(os.path.join(path, MANIFEST)):
+        raise TinkitError(
+            "The folder for the bundle holds something else.", where=path, next_step="choose another with --out"
+        )
+
+
 def _replace_folder(new, path):
+    refuse_occupied(path)
     if os.path.lexists(path):
-        if os.path.isdir(path) and os.listdir(path) and not os.path.isfile(os.path.join(path, MANIFEST)):
-            raise TinkitError(
-                "The folder for the bundle holds something else.", where=path, next_step="choose another with --out"
-            )
         old = "{}.{}.old".format(path, os.getpid())
         os.replace(path, old)
         with contextlib.suppress(OSError):

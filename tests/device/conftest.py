@@ -1,11 +1,11 @@
 """A small bundle and a device profile of this machine."""
 
 import pytest
-from small_parts import PREPROCESSING, SIZE, small_exam, small_model, small_target
+from cuda_parts import FakeDriver, nothing_left
+from small_parts import PREPROCESSING, SIZE, small_exam, small_model, small_target, this_machine
 
 from tinkit.bundle import write_bundle
-from tinkit.device import board
-from tinkit.recipes import DeviceProfile
+from tinkit.device.cuda import Cuda
 
 
 @pytest.fixture(scope="session")
@@ -44,14 +44,17 @@ def make_bundle(tmp_path, model_path):
 
 @pytest.fixture
 def here():
-    """A device profile of this very machine that times quickly."""
-    return DeviceProfile(
-        description="this machine",
-        runtime="onnxruntime",
-        arch=board.architecture(),
-        name="here",
-        batches=(1, 4),
-        warmup_s=0.05,
-        min_samples=200,
-        min_seconds=0.01,
-    )
+    return this_machine()
+
+
+@pytest.fixture
+def driver():
+    """A pretended driver; whatever a test makes it allocate must be gone at the end."""
+    with nothing_left(FakeDriver()) as driver:
+        yield driver
+
+
+@pytest.fixture
+def cuda(driver):
+    with Cuda(library=driver) as opened:
+        yield opened

@@ -5,8 +5,9 @@ import io
 import numpy as np
 
 from tinkit.bundle import Exam
-from tinkit.device import pictures
+from tinkit.device import board, pictures
 from tinkit.pixels import Preprocessing, normalise
+from tinkit.recipes import DeviceProfile
 from tinkit.target import Batch, Gate, Target
 
 SIZE = 16
@@ -48,6 +49,29 @@ def small_target(**changes):
         "batch": Batch(1, 1, 4),
     }
     return Target(**dict(values, **changes))
+
+
+def reduced_target(precision="fp16", **changes):
+    """A TensorRT target in a precision, with what that precision must say."""
+    rest, opset = "fp16" if precision == "int8" else "", 22 if precision == "bf16" else 20
+    return small_target(
+        **dict({"runtime": "tensorrt", "precision": precision, "rest": rest, "opset": opset}, **changes)
+    )
+
+
+def this_machine(**changes):
+    """A device profile of this very machine that times quickly."""
+    values = {
+        "description": "this machine",
+        "runtime": "onnxruntime",
+        "arch": board.architecture(),
+        "name": "here",
+        "batches": (1, 4),
+        "warmup_s": 0.05,
+        "min_samples": 200,
+        "min_seconds": 0.01,
+    }
+    return DeviceProfile(**dict(values, **changes))
 
 
 def small_exam(count=6, encoded=2):

@@ -16,18 +16,6 @@ from tinkit.errors import CannotJudge, TinkitError
 WORDS = np.arange(64, dtype=np.float32)
 
 
-@pytest.fixture
-def driver():
-    with nothing_left(FakeDriver()) as driver:
-        yield driver
-
-
-@pytest.fixture
-def cuda(driver):
-    with Cuda(library=driver) as opened:
-        yield opened
-
-
 def there_and_back(cuda):
     """(sent, received, milliseconds) of 256 bytes that went to the device and came back."""
     with contextlib.ExitStack() as stack:

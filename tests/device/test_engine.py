@@ -245,7 +245,10 @@ def test_versions_without_wheels_are_judged_by_their_number(version, shape, targ
 @pytest.mark.parametrize("version", NEW)
 @pytest.mark.parametrize("target", [FP32, FP16, INT8, BF16, dataclasses.replace(FP16, opset=22)])
 def test_strongly_typed_targets_of_every_precision_fit_10_and_later(version, target):
-    refuse_unfit(recording(version), "model.onnx", target)
+    trt = recording(version)
+    assert refuse_unfit(trt, "model.onnx", target) is None
+    built, _ = build(trt, target)
+    assert built.plan
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -38,18 +38,6 @@ def answers(pictures):
     return pictures.mean(axis=(2, 3)) @ WEIGHT
 
 
-@pytest.fixture
-def driver():
-    with nothing_left(FakeDriver()) as driver:
-        yield driver
-
-
-@pytest.fixture
-def cuda(driver):
-    with Cuda(library=driver) as opened:
-        yield opened
-
-
 def opened(driver, cuda, plan=b"plan", **more):
     """(trt, runtime) of a network; keywords of `network`, of FakeTensorRt and of TensorRtRuntime."""
     trt = FakeTensorRt(driver, network(**{key: more.pop(key) for key in tuple(more) if key in NETWORK}))

@@ -6,9 +6,9 @@ import numpy as np
 import onnx
 import pytest
 from export_parts import DIM, SIZE, target, write_run
+from small_parts import this_machine
 
 from tinkit.bundle import open_bundle
-from tinkit.device import board
 from tinkit.device.pictures import frame_pixels, network_pixels_of_frame
 from tinkit.device.profile import profile
 from tinkit.device.runtime import OnnxRuntime
@@ -21,7 +21,6 @@ from tinkit.host.input_form import with_resize
 from tinkit.host.precision import Written
 from tinkit.host.run import load_run
 from tinkit.pixels import Preprocessing
-from tinkit.recipes import DeviceProfile
 from tinkit.target import Gate
 
 FRAME = (90, 120)
@@ -53,16 +52,7 @@ def passed(run, tmp_path_factory):
 
 @pytest.fixture
 def here():
-    return DeviceProfile(
-        description="this machine",
-        runtime="onnxruntime",
-        arch=board.architecture(),
-        name="here",
-        batches=(1, 4),
-        warmup_s=0.0,
-        min_samples=200,
-        min_seconds=0.0,
-    )
+    return this_machine(warmup_s=0.0, min_seconds=0.0)
 
 
 def frames_of(result):

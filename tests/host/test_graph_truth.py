@@ -4,27 +4,15 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from small_parts import reduced_target
 
 from tinkit.fidelity import FAILED, NOT_JUDGED, PASSED
 from tinkit.host.graph_truth import graph_truth
 from tinkit.host.half import to_half
-from tinkit.target import Gate, Target
 
 # 8 x 8 pixels: stem 16*3*9*64, block 16*16*64 and head 16*8 multiply-accumulates
 MACS = {"stem/Conv": 27648, "block/Conv": 16384, "head/MatMul": 128}
 TOTAL = sum(MACS.values())
-
-
-def target(precision="fp16", **changes):
-    values = {
-        "description": "for tests",
-        "runtime": "tensorrt",
-        "precision": precision,
-        "gate": {"embedding": Gate(min_cosine=0.99, max_error_share=0.01)},
-        "rest": "fp32" if precision == "int8" else "",
-        "opset": 22 if precision == "bf16" else 20,
-    }
-    return Target(**dict(values, **changes))
 
 
 class Drawn:
@@ -81,7 +69,7 @@ class Drawn:
 
 
 def test_an_fp32_graph_is_fp32():
-    truth = graph_truth(Drawn().model(), target("fp32"), MACS)
+    truth = graph_truth(Drawn().model(), reduced_target("fp32"), MACS)
     assert (truth.verdict, truth.macs, truth.layers, truth.weights) == (
         PASSED,
         {"fp32": 1.0},
@@ -93,18 +81,18 @@ def test_an_fp32_graph_is_fp32():
 
 def test_macs_are_counted_from_the_graph_where_none_are_given():
     model = Drawn(quantised=["block/Conv"]).model()
-    assert graph_truth(model, target("int8")) == graph_truth(model, target("int8"), MACS)
+    assert graph_truth(model, reduced_target("int8")) == graph_truth(model, reduced_target("int8"), MACS)
 
 
 def test_a_graph_that_claims_fp16_but_is_fp32_fails():
-    truth = graph_truth(Drawn().model(), target("fp16"), MACS)
+    truth = graph_truth(Drawn().model(), reduced_target("fp16"), MACS)
     assert truth.verdict == FAILED
     assert "0.00% of the MACs in fp16" in truth.reason
     assert "100.00% fp32" in truth.reason
 
 
 def test_fp16_weights_behind_casts_are_stored_and_not_computed():
-    truth = graph_truth(Drawn(stored=MACS).model(), target("fp16"), MACS)
+    truth = graph_truth(Drawn(stored=MACS).model(), reduced_target("fp16"), MACS)
     assert (truth.verdict, truth.macs, truth.weights) == (FAILED, {"fp32": 1.0}, {"fp16": 1.0})
 
 
@@ -113,42 +101,44 @@ def test_what_the_converter_writes_passes_and_is_not_the_other(precision):
     model = Drawn().model()
     model.opset_import[0].version = 22
     half, _ = to_half(model, precision)
-    assert graph_truth(half, target(precision), MACS).verdict == PASSED
+    assert graph_truth(half, reduced_target(precision), MACS).verdict == PASSED
     other = {"fp16": "bf16", "bf16": "fp16"}[precision]
-    assert graph_truth(half, target(other), MACS).verdict == FAILED
+    assert graph_truth(half, reduced_target(other), MACS).verdict == FAILED
 
 
 def test_nodes_kept_in_fp32_count_and_the_floor_decides():
     half, _ = to_half(Drawn().model(), "fp16", keep=["block/Conv"])
     share = 1 - MACS["block/Conv"] / TOTAL
-    truth = graph_truth(half, target("fp16", floor=share), MACS)
+    truth = graph_truth(half, reduced_target("fp16", floor=share), MACS)
     assert truth.macs == pytest.approx({"fp16": share, "fp32": 1 - share})
-    assert graph_truth(half, target("fp16", floor=truth.macs["fp16"]), MACS).verdict == PASSED
-    assert graph_truth(half, target("fp16", floor=truth.macs["fp16"] + 1e-9), MACS).verdict == FAILED
+    assert graph_truth(half, reduced_target("fp16", floor=truth.macs["fp16"]), MACS).verdict == PASSED
+    assert graph_truth(half, reduced_target("fp16", floor=truth.macs["fp16"] + 1e-9), MACS).verdict == FAILED
 
 
 def test_int8_wants_data_and_weight_from_8_bit_values():
     both = Drawn(quantised=MACS).model()
-    assert graph_truth(both, target("int8"), MACS).macs == {"int8": 1.0}
-    assert graph_truth(both, target("int8"), MACS).verdict == PASSED
+    assert graph_truth(both, reduced_target("int8"), MACS).macs == {"int8": 1.0}
+    assert graph_truth(both, reduced_target("int8"), MACS).verdict == PASSED
     dequantised = {node.name: node for node in both.graph.node}
     dequantised["stem/Conv"].input[0] = "image"  # its data is no longer quantised
-    truth = graph_truth(both, target("int8"), MACS)
+    truth = graph_truth(both, reduced_target("int8"), MACS)
     assert truth.macs == pytest.approx({"fp32": MACS["stem/Conv"] / TOTAL, "int8": 1 - MACS["stem/Conv"] / TOTAL})
     assert truth.verdict == FAILED
 
 
 def test_int8_with_fp16_elsewhere():
     mixed, _ = to_half(Drawn(quantised=["stem/Conv"]).model(), "fp16")
-    truth = graph_truth(mixed, target("int8", rest="fp16", floor=0.6), MACS)
+    truth = graph_truth(mixed, reduced_target("int8", rest="fp16", floor=0.6), MACS)
     assert set(truth.macs) == {"int8", "fp16"}
     assert truth.verdict == PASSED
-    assert graph_truth(mixed, target("int8", rest="fp16"), MACS).verdict == FAILED
+    assert graph_truth(mixed, reduced_target("int8", rest="fp16"), MACS).verdict == FAILED
 
 
 def test_values_that_are_only_moved_stay_int8():
-    assert graph_truth(Drawn(quantised=MACS, via="Identity").model(), target("int8"), MACS).macs == {"int8": 1.0}
-    assert graph_truth(Drawn(quantised=MACS, via="Relu").model(), target("int8"), MACS).macs == {"fp32": 1.0}
+    assert graph_truth(Drawn(quantised=MACS, via="Identity").model(), reduced_target("int8"), MACS).macs == {
+        "int8": 1.0
+    }
+    assert graph_truth(Drawn(quantised=MACS, via="Relu").model(), reduced_target("int8"), MACS).macs == {"fp32": 1.0}
 
 
 def test_int8_weights_are_told_as_stored():
@@ -157,23 +147,23 @@ def test_int8_weights_are_told_as_stored():
         if node.name == "stem/Conv/weight/dq/DequantizeLinear":
             node.input[0] = "small"
     model.graph.initializer.append(numpy_helper.from_array(np.ones((16, 3, 3, 3), np.int8), "small"))
-    truth = graph_truth(model, target("int8", floor=0.5), MACS)
+    truth = graph_truth(model, reduced_target("int8", floor=0.5), MACS)
     assert truth.weights == pytest.approx({"int8": 432 / 816, "fp32": 384 / 816})
     assert truth.verdict == PASSED
 
 
 def test_a_weakly_typed_graph_is_not_judged_on_the_host():
     plain, weak = Drawn().model(), {"weakly_typed": True, "opset": 17, "exporter": "legacy"}
-    truth = graph_truth(plain, target("fp16", **weak), MACS)
+    truth = graph_truth(plain, reduced_target("fp16", **weak), MACS)
     assert truth.verdict == NOT_JUDGED
     assert truth.reason == "not judged on the host: TensorRT 8 decides at build time"
-    truth = graph_truth(Drawn(quantised=MACS).model(), target("int8", **weak), MACS)
+    truth = graph_truth(Drawn(quantised=MACS).model(), reduced_target("int8", **weak), MACS)
     assert truth.verdict == NOT_JUDGED
     assert "100.00% of the MACs in int8" in truth.reason
 
 
 def test_openvino_fp16_is_judged_by_what_is_stored():
-    asked = target("fp16", runtime="openvino", compute="bf16")
+    asked = reduced_target("fp16", runtime="openvino", compute="bf16")
     truth = graph_truth(Drawn(stored=MACS).model(), asked, MACS)
     assert (truth.verdict, truth.computed, truth.macs) == (PASSED, "bf16", {"fp32": 1.0})
     assert "of the stored weights" in truth.reason
@@ -183,7 +173,7 @@ def test_openvino_fp16_is_judged_by_what_is_stored():
 
 
 def test_nodes_that_are_not_in_the_graph_are_unknown():
-    truth = graph_truth(Drawn().model(), target("fp32"), dict(MACS, **{"lost/Conv": TOTAL}))
+    truth = graph_truth(Drawn().model(), reduced_target("fp32"), dict(MACS, **{"lost/Conv": TOTAL}))
     assert truth.verdict == NOT_JUDGED
     assert truth.macs == {"fp32": 0.5, "unknown": 0.5}
     assert "lost/Conv" in truth.notes[0]
@@ -193,4 +183,4 @@ def test_a_free_size_wants_macs():
     model = Drawn().model()
     model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
     with pytest.raises(ValueError, match="node_macs must be given"):
-        graph_truth(model, target("fp32"))
+        graph_truth(model, reduced_target("fp32"))

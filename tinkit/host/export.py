@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tinkit
 from tinkit import workspace
-from tinkit.bundle import MODEL, Exam, write_bundle
+from tinkit.bundle import MODEL, Exam, refuse_occupied, write_bundle
 from tinkit.device import engine
 from tinkit.device.openvino_runtime import find_openvino
 from tinkit.errors import CannotJudge, TinkitError
@@ -71,6 +71,7 @@ def export(
     opened = run if isinstance(run, Run) else load_run(run or workspace.newest_run())
     wanted = target if isinstance(target, Target) else load_target(target)
     out = os.fspath(out or os.path.join(opened.path, f"bundle-{wanted.name}"))
+    refuse_occupied(out)
     _check_runtimes(wanted, check_build)
     say(f"run      {opened.path}")
     say(f"target   {wanted.name} ({wanted.path})")
