@@ -188,10 +188,11 @@ def test_without_metadata_the_name_decides_and_a_number_behind_it_counts_as_the_
 
 def test_a_listed_node_without_a_layer_is_told():
     trt = recording("8.6.1", layers=LAYERS)
-    _, said = build(trt, WEAK_FP16, fp32_nodes=("/gone/Add", "/norm/Mul"))
+    built, said = build(trt, WEAK_FP16, fp32_nodes=("/gone/Add", "/norm/Mul"))
     assert [line for line in said if "no layer" in line] == [
         "no layer of TensorRT belongs to the node /gone/Add, which was to stay in fp32"
     ]
+    assert "no layer of TensorRT belongs to the node /gone/Add, which was to stay in fp32" in built.log
 
 
 @pytest.mark.parametrize("version", NEW)

@@ -215,6 +215,17 @@ def test_a_board_with_tensorrt_builds_the_engine_to_see_and_ships_none(run, tmp_
         assert sorted(os.listdir(result.bundle)) == ["exam.npz", "manifest.json", "model.onnx"]
 
 
+def test_a_folder_with_something_else_is_refused_before_the_work(run, tmp_path, monkeypatch):
+    def work(*arguments):
+        raise AssertionError("the work had begun")
+
+    monkeypatch.setattr(exports, "write_fp32", work)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years")
+    with pytest.raises(TinkitError, match="holds something else"):
+        export(run, "onnx-fp32", out=tmp_path / "mine")
+
+
 def test_macs_are_those_of_the_graph(run):
     """The neck sees one vector without local features, and every position with them."""
     student = run.student()

@@ -108,8 +108,11 @@ def build(trt, onnx_path, target, options=DEFAULTS, logger=None, say=None):
     _parse(trt, onnx_path, network, logger, heard)
     config = builder.create_builder_config()
     _set_options(trt, onnx_path, config, options)
+    unmet = ()  # kept with the engine, because its report must tell them, too
     if not _knows_strong_typing(trt):
-        set_weak_precision(trt, network, config, target, options.fp32_nodes, say)
+        unmet = set_weak_precision(trt, network, config, target, options.fp32_nodes)
+    for line in unmet:
+        say(line)
     _add_batch_range(builder, network, config, target.batch, onnx_path)
     cache = _use_timing_cache(config, options.timing_cache, say)
     monitor = progress_monitor(trt, say)
@@ -123,7 +126,7 @@ def build(trt, onnx_path, target, options=DEFAULTS, logger=None, say=None):
         raise _refused("TensorRT does not build the engine.", trt, onnx_path, lines, logger, options.workspace_mb)
     kept = b"" if cache is None else bytes(cache.serialize())
     seconds = time.monotonic() - started
-    return Built(bytes(plan), kept, tuple(logger.lines[heard:]), seconds, trt.__version__)
+    return Built(bytes(plan), kept, (*unmet, *logger.lines[heard:]), seconds, trt.__version__)
 
 
 def _version(trt):

@@ -13,10 +13,10 @@ ALWAYS_FP32 = ("normalise/", "resize/")  # what tinkit puts in front of a studen
 ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]|]*[^\]| ])")
 
 
-def set_weak_precision(trt, network, config, target, fp32_nodes, say):
+def set_weak_precision(trt, network, config, target, fp32_nodes):
     """Flags that allow the target's precision, and fp32 for the float layers of some nodes.
 
-    fp32_nodes: ONNX node names; `say(line)` hears of those that no layer belongs to.
+    fp32_nodes: ONNX node names. Returns a line for each that no layer belongs to.
     """
     for name in FLAGS.get((target.precision, target.rest), ()):
         config.set_flag(getattr(trt.BuilderFlag, name))
@@ -32,9 +32,8 @@ def set_weak_precision(trt, network, config, target, fp32_nodes, say):
         found.update(nodes)
     if found:
         config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
-    for name in fp32_nodes:
-        if name not in found:
-            say("no layer of TensorRT belongs to the node {}, which was to stay in fp32".format(name))
+    told = "no layer of TensorRT belongs to the node {}, which was to stay in fp32"
+    return tuple(told.format(name) for name in fp32_nodes if name not in found)
 
 
 def _wanted_nodes(layer, fp32_nodes):
