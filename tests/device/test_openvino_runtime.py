@@ -291,3 +291,16 @@ def test_it_loads_where_warnings_are_errors_and_writes_no_cache(path, tmp_path):
 
 def test_the_device_profile_is_there():
     assert load_device("x86-openvino").runtime == "openvino"
+
+
+def test_an_output_keeps_its_name_where_openvino_folds_nodes_into_it(tmp_path):
+    from onnx import TensorProto, helper, save
+
+    image, answer = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in ("image", "answer"))
+    nodes = [helper.make_node("Relu", ["image"], ["a"]), helper.make_node("Identity", ["a"], ["answer"])]
+    graph = helper.make_graph(nodes, "folded", [image], [answer])
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "model.onnx")
+    with OpenVinoRuntime(tmp_path / "model.onnx") as runtime:
+        seen = runtime.run({"image": np.array([[-1, 0, 1, 2]], np.float32)})
+    assert list(seen) == ["answer"]
+    assert seen["answer"].tolist() == [[0, 0, 1, 2]]

@@ -50,7 +50,7 @@ class OpenVinoRuntime:
         }
         start = time.perf_counter()
         try:
-            model, self._writers = _read(self._openvino, model_path)
+            model, self._writers, given = _read(self._openvino, model_path)
             self._compiled = core.compile_model(model, "CPU", options)
             self._request = self._compiled.create_infer_request()
         except _errors(self._openvino) as error:
@@ -59,7 +59,7 @@ class OpenVinoRuntime:
             raise TinkitError("OpenVINO does not load the model.", where=str(model_path), seen="it has no outputs")
         self.load_ms = (time.perf_counter() - start) * 1e3
         self.inputs = tuple(_tensor(value) for value in self._compiled.inputs)
-        self.outputs = tuple(_tensor(value) for value in self._compiled.outputs)
+        self.outputs = tuple(_tensor(value, given) for value in self._compiled.outputs)
         self.conditions = {name.lower(): _plain(self._compiled.get_property(name)) for name in RECORDED}
         self.conditions.update(device="CPU", compute=compute, cache="off")
 
@@ -134,16 +134,17 @@ def find_openvino():
 
 
 def _read(openvino, model_path):
-    """(model, output -> name of the node that writes it), by the ONNX reader alone: asked in general, OpenVINO tries the
-    readers of all formats on a damaged file."""
+    """(model, output -> name of the node that writes it, names of the outputs), by the ONNX reader alone: asked in general,
+    OpenVINO tries the readers of all formats on a damaged file."""
     reader = openvino.frontend.FrontEndManager().load_by_framework("onnx")
     parsed = reader.load(str(model_path))
-    writers = {}
+    writers, given = {}, set()
     for output in parsed.get_outputs():
+        given.update(output.get_names())
         writer = output.get_producing_operation()
         if writer is not None and writer.get_names():
             writers[output.get_names()[0]] = writer.get_names()[0]
-    return reader.convert(parsed), writers
+    return reader.convert(parsed), writers, given
 
 
 def _check_arithmetic(core, compute):
@@ -177,10 +178,14 @@ def _check_feeds(inputs, feeds):
         raise TinkitError("OpenVINO does not run the model.", seen="no input of it is named " + ", ".join(unknown))
 
 
-def _tensor(port):
-    """OpenVINO keeps no name for a free dimension; only the batch is ever free in a bundle."""
+def _tensor(port, given=()):
+    """OpenVINO keeps no name for a free dimension; only the batch is ever free in a bundle.
+
+    given: names of the graph's outputs; a tensor may have others as well, of nodes that were folded into it.
+    """
     shape = tuple(int(size.get_length()) if size.is_static else "batch" for size in port.get_partial_shape())
-    return Tensor(port.get_any_name(), port.get_element_type().to_dtype().name, shape)
+    name = next((name for name in sorted(port.get_names()) if name in given), port.get_any_name())
+    return Tensor(name, port.get_element_type().to_dtype().name, shape)
 
 
 def _plain(value):
