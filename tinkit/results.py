@@ -9,8 +9,8 @@ from typing import Any, Dict, List, Optional
 from tinkit.fidelity import Fidelity
 from tinkit.truth import Truth
 
-REPORT_SCHEMA = "tinkit-report-1"
-LATENCY_PROTOCOL = "tinkit-latency-1"  # raised whenever numbers stop being comparable
+REPORT_SCHEMA = "tinkit-report-2"
+LATENCY_PROTOCOL = "tinkit-latency-2"  # raised whenever numbers stop being comparable
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,11 @@ class ExportResult:
 class Latency:
     """Wall-clock milliseconds of one batch, end to end with host copies, `samples_ms` in the order taken.
 
-    wall_per_cpu is wall time over the thread's own processor time: above 1.1 on a single thread, other work had the
-    core and the numbers are marked contended. Memory in MB of 10^6 bytes.
+    intervals: percentile -> [low, high], 95 % by bootstrap. gpu: the same percentiles and samples of the network on the
+    GPU alone, by events and without copies; {} where the runtime has none. drift: median of the last fifth of the samples
+    over that of the first, minus 1. wall_per_cpu is wall time over the thread's own processor time: above 1.1 on a single
+    thread, other work had the core and the numbers are marked contended. marks: why these numbers are not those of a
+    quiet, settled machine, in words. Memory in MB of 10^6 bytes.
     """
 
     batch: int
@@ -62,11 +65,16 @@ class Latency:
     p90_ms: float
     p95_ms: float
     p99_ms: float
+    p999_ms: float
     warmup_runs: int
     stable: bool
     contended: bool
     wall_per_cpu: float
     samples_ms: List[float]
+    drift: float = 0.0
+    intervals: Dict[str, List[float]] = field(default_factory=dict)
+    gpu: Dict[str, Any] = field(default_factory=dict)
+    marks: List[str] = field(default_factory=list)
     protocol: str = LATENCY_PROTOCOL
     conditions: Dict[str, Any] = field(default_factory=dict)
 
@@ -82,10 +90,12 @@ class Latency:
 class Report:
     """The evidence about one bundle on one machine.
 
-    `rehearsal` is "" or says that the target's own runtime was not used; then the device gate is "not judged".
-    `truth` is the precision that the runtime
-    really computes in (tinkit.truth.Truth as JSON), {} where it does not tell.
-    `budgets` lists {"name", "limit", "measured", "verdict"}. `chain` holds every hop from teacher to runtime, in order.
+    `rehearsal` is "" or says that the target's own runtime was not used; then the device gate is "not judged". `chain`
+    holds every hop from teacher to runtime, in order. `truth` is the precision that the runtime really computes in
+    (tinkit.truth.Truth as JSON), {} where it does not tell. `budgets` lists {"name", "limit", "measured", "verdict"}.
+    first_ms: the first run after loading. `board`, `watch`, `power`, `layers`, `throughput`, `scenarios` and `trtexec` are
+    what tinkit/device/{jetson,watch,layers,throughput,scenarios,trtexec}.py return, {} or [] where not measured; `steps`
+    is seconds by step of the whole command, `transfer` what went to and from a board.
     """
 
     title: str
@@ -104,6 +114,16 @@ class Report:
     path: str = ""
     notes: List[str] = field(default_factory=list)
     truth: Dict[str, Any] = field(default_factory=dict)
+    first_ms: float = 0.0
+    throughput: List[Dict[str, Any]] = field(default_factory=list)
+    scenarios: List[Dict[str, Any]] = field(default_factory=list)
+    board: Dict[str, Any] = field(default_factory=dict)
+    watch: Dict[str, Any] = field(default_factory=dict)
+    power: Dict[str, Any] = field(default_factory=dict)
+    layers: Dict[str, Any] = field(default_factory=dict)
+    trtexec: Dict[str, Any] = field(default_factory=dict)
+    steps: Dict[str, float] = field(default_factory=dict)
+    transfer: Dict[str, Any] = field(default_factory=dict)
     schema: str = REPORT_SCHEMA
 
     def to_json(self):
