@@ -11,17 +11,21 @@ VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed
 # What travels to a board: Python 3.8.
-BOARD := $(filter-out tinkit/cli.py,$(wildcard tinkit/*.py)) tinkit/device
+BOARD := $(wildcard tinkit/*.py) tinkit/device
 
 DEMO ?= demo
 DEMO_TEACHER := --teacher efficientnet-lite0 --teacher-size 128
 DEMO_STUDENT := --student mobilenetv4_conv_small --student-size 96
 DEMO_TRAINING := --epochs 10 --batch-size 64 --views 2
 
+TINKIT := $(BIN)/tinkit
+include tinkit/jetson.mk
+jetson jetson-doctor jetson-clocks jetson-matrix: $(STAMP)
+
 .PHONY: help setup test test-all check format demo bench clean
 
 help: ## list the targets (the default)
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
 
 setup: $(STAMP) ## virtual environment in .venv with all that tests and demo need
 

@@ -9,8 +9,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "distill": "tinkit.host.distill",
     "export": "tinkit.host.export",
-    "profile": "tinkit.device.profile",
+    "profile": "tinkit.host.profile",
     "report": "tinkit.host.report",
+    "compare": "tinkit.host.compare",
+    "matrix": "tinkit.host.matrix",
     "open_bundle": "tinkit.bundle",
     "TinkitError": "tinkit.errors",
 }

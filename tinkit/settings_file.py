@@ -20,8 +20,23 @@ EXPORT = {
     "calibration": str,
     "check_build": bool,
 }
-PROFILE = {"device": str, "out": str, "require_target_runtime": bool, "budget": dict}
-WORDS = {str: "text in quotes", bool: "true or false", dict: "a table"}
+BOARD = {"host": str, "python": str, "ssh_config": str, "board_root": str}  # how a board is reached
+PROFILE = {  # not here: allow_state_change, which must be said every time
+    **BOARD,
+    "device": str,
+    "out": str,
+    "require_target_runtime": bool,
+    "budget": dict,
+    "scenarios": tuple,
+    "layers": bool,
+    "backend": str,
+    "keep": bool,
+    "fetch_engine": str,
+    "mode": str,
+    "pin_clocks": bool,
+    "wait_s": (int, float),
+}
+WORDS = {str: "text in quotes", bool: "true or false", dict: "a table", tuple: "a list", (int, float): "a number"}
 
 
 def read_section(section, kinds):

@@ -46,7 +46,7 @@ def report(source=None, out=None) -> Report:
     beside report.json when None. Raises TinkitError for a missing or foreign report; a missing or damaged bundle is no
     error, the page says so.
     """
-    path = _find(source)
+    path = find_report(source)
     facts = load_report(path)
     evidence = _open_evidence(facts, os.path.dirname(os.path.abspath(path)))
     out = os.fspath(out) if out is not None else os.path.dirname(os.path.abspath(path))
@@ -136,7 +136,7 @@ def worst_hop(chain: list[Fidelity]) -> Fidelity | None:
     return min(gated, key=lambda hop: (hop.verdict != FAILED, hop.cosine_min), default=None)
 
 
-def _find(source):
+def find_report(source):
     """The path of report.json; below runs/ the one with the latest `created`."""
     if source is not None:
         source = os.fspath(source)

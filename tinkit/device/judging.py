@@ -1,0 +1,88 @@
+"""Verdicts of a report: each budget against what was measured, and all of them together with the exam and the truth.
+
+Exactly at a limit passes; nothing is rounded. What was not measured, or only in a rehearsal, is not judged.
+"""
+
+import numpy as np
+
+from tinkit.budget import is_lower_limit, percentile_of, split_name
+from tinkit.fidelity import FAILED, NOT_JUDGED, PASSED, verdict_of
+
+BUDGET_BATCH = 1  # latency budgets are of one picture
+
+
+def judge_budgets(budget, measured, latency, rehearsal="", scenarios=()):
+    """[{"name", "limit", "sign", "measured", "verdict", "reason"}].
+
+    measured: name -> value of what is neither a latency nor of a scenario (None: could not be measured). Latencies are of
+    batch 1 without a CUDA graph, at any percentile of their samples; scenarios are what `scenarios.play` returned.
+    """
+    single = next((run for run in latency if run.batch == BUDGET_BATCH), None)
+    return [_judge(name, limit, measured, single, rehearsal, scenarios) for name, limit in budget.items()]
+
+
+def _judge(name, limit, measured, single, rehearsal, scenarios):
+    scope, measure = split_name(name)
+    if name in measured:
+        value, reason = measured[name], "" if measured[name] is not None else "it could not be measured"
+    elif scope in ("", "gpu"):
+        value, reason = _of_latency(scope, measure, single)
+    else:
+        value, reason = _of_scenario(scope, measure, scenarios)
+    sign = ">" if is_lower_limit(name) else "<"
+    if value is None:
+        verdict = NOT_JUDGED
+    elif rehearsal and name != "file_mb":  # the file is the same everywhere
+        verdict, reason = NOT_JUDGED, "rehearsal: {}".format(rehearsal)
+    else:
+        verdict = PASSED if (value >= limit if sign == ">" else value <= limit) else FAILED
+    if verdict == FAILED and single is not None and scope in ("", "gpu") and name not in measured:
+        reason += _excuse(single)
+    return {"name": name, "limit": limit, "sign": sign, "measured": value, "verdict": verdict, "reason": reason}
+
+
+def _of_latency(scope, measure, single):
+    if single is None:
+        return None, "batch {} was not timed".format(BUDGET_BATCH)
+    samples_ms = single.gpu.get("samples_ms") if scope else single.samples_ms
+    if not samples_ms:
+        return None, "this runtime tells no times of the GPU alone"
+    return _statistic(measure, samples_ms), "batch {}".format(BUDGET_BATCH)
+
+
+def _of_scenario(scope, measure, scenarios):
+    played = next((run for run in scenarios if run["scenario"] == scope), None)
+    if played is None:
+        return None, "this scenario was not played: --scenario {}".format(scope)
+    if not played["valid"]:
+        return None, "the scenario is not valid: {}".format(played["reason"])
+    if measure == "per_s":
+        return played["per_s"], ""
+    return _statistic(measure, played["samples_ms"]), ""
+
+
+def _statistic(measure, samples_ms):
+    if measure == "mean_ms":
+        return float(np.mean(samples_ms))
+    if measure == "min_ms":
+        return float(np.min(samples_ms))
+    return float(np.percentile(samples_ms, percentile_of(measure)))
+
+
+def _excuse(single):
+    if single.contended:
+        return ", while other work had the core: try again on a quiet machine"
+    return "".join(", " + mark for mark in single.marks)
+
+
+def judge_report(host_hops, device_hops, budgets, truth=None, host_verdict=None):
+    """Failed if anything failed, on the host too; passed only by what was judged on this device.
+
+    truth: of the runtime here; host_verdict: of the whole host gate, which the precision of the graph is part of.
+    """
+    here = [hop.verdict for hop in device_hops] + [entry["verdict"] for entry in budgets]
+    if host_verdict == FAILED or (truth is not None and truth.verdict == FAILED):
+        return FAILED
+    if FAILED in here or verdict_of(host_hops) == FAILED:
+        return FAILED
+    return PASSED if PASSED in here else NOT_JUDGED

@@ -1,0 +1,39 @@
+"""`tinkit profile`: on this machine (tinkit/device/profile.py), or on a board over ssh (tinkit/host/board_run.py)."""
+
+from tinkit.device.profile import profile as profile_here
+from tinkit.errors import TinkitError
+from tinkit.results import Report
+
+ONLY_WITH_A_HOST = (
+    "keep",
+    "fetch_engine",
+    "mode",
+    "pin_clocks",
+    "allow_state_change",
+    "wait_s",
+    "python",
+    "ssh_config",
+    "board_root",
+)
+
+
+def profile(bundle=None, device=None, out=None, budget=None, host=None, **options) -> Report:
+    """Examine and time a bundle; write `report.json` and return the `Report` (`path` is that file).
+
+    host: None for this machine; "USER@BOARD" or a name of the ssh configuration; "local" for the way of a board without ssh.
+    The other options are those of `tinkit.device.profile.profile` and, with a host, of `tinkit.host.board_run.profile_on`.
+    Raises as they do.
+    """
+    if host is None:
+        foreign = [name for name in ONLY_WITH_A_HOST if options.pop(name, None)]
+        if foreign:
+            raise TinkitError(
+                "This is about a board, and none was named.",
+                seen=", ".join(foreign),
+                next_step="add --host USER@BOARD, or --host local",
+            )
+        return profile_here(bundle, device=device, out=out, budget=budget, **options)
+    from tinkit.host.board_run import profile_on
+
+    options.pop("require_target_runtime", None)  # always, on a board
+    return profile_on(host, bundle, device=device, out=out, budget=budget, **options)
