@@ -141,7 +141,7 @@ def test_flag_over_file_over_default(tmp_path, monkeypatch):
 
 
 def test_a_budget_that_makes_no_sense(tinkit):
-    for budget, said in (("p95_ms", "NAME<LIMIT"), ("p59_ms<5", "p95_ms"), ("p95_ms<-1", "above 0")):
+    for budget, said in (("p95_ms", "NAME<LIMIT"), ("p95_sm<5", "p95_ms"), ("p95_ms<-1", "above 0")):
         code, _, text = tinkit("profile", "nowhere", "--budget", budget)
         assert code == 1
         assert said in text

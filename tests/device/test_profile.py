@@ -180,7 +180,7 @@ def test_a_contended_miss_says_so(make_bundle, exam, here, tmp_path):
 
 def test_a_misspelt_budget_is_refused_before_anything_runs(make_bundle, exam, here, tmp_path):
     with pytest.raises(TinkitError, match="no such budget"):
-        profile(make_bundle(exam), here, out=tmp_path / "out", budget={"p59_ms": 3})
+        profile(make_bundle(exam), here, out=tmp_path / "out", budget={"p95_sm": 3})
     assert not (tmp_path / "out").exists()
 
 

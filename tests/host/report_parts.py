@@ -129,9 +129,9 @@ def chain_of(exam, noise=0.05):
 
 def latency(batch=1, **changes):
     samples = [2.0 + 0.01 * i for i in range(200)] + [50.0]
-    p50, p90, p95, p99 = (float(value) for value in np.percentile(samples, (50, 90, 95, 99)))
+    percentiles = (float(value) for value in np.percentile(samples, (50, 90, 95, 99, 99.9)))
     facts = Latency(
-        batch, 1, 201, 1.0, float(np.mean(samples)), 2.0, p50, p90, p95, p99, 20, True, False, 1.02, samples,
+        batch, 1, 201, 1.0, float(np.mean(samples)), 2.0, *percentiles, 20, True, False, 1.02, samples,
         conditions={"runtime": "onnxruntime", "copies": "included"},
     )  # fmt: skip
     return replace(facts, **changes)
@@ -150,7 +150,7 @@ def small_report(folder, bundle, **changes):
             "model_sha256": bundle.manifest["files"]["model.onnx"]["sha256"],
             "file_mb": 3.3e-5,
         },
-        device={"name": "here", "runtime": "onnxruntime"},
+        device={"name": "here", "runtimes": ["onnxruntime"]},
         chain=chain_of(exam),
         latency=[latency()],
         budgets=[{"name": "p95_ms", "limit": 5.0, "measured": 3.9, "verdict": PASSED, "reason": "batch 1"}],
