@@ -6,7 +6,7 @@ tables become their classes, and what a class refuses (`check` in its __post_ini
 
 import difflib
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Tuple
+from typing import Dict, Tuple
 
 from tinkit.errors import TinkitError
 
@@ -15,7 +15,14 @@ PLAIN = {  # annotation -> (what TOML or JSON may give for it, in words)
     bool: (bool, "true or false"),
     int: (int, "a whole number"),
     float: ((int, float), "a number"),
-    Tuple[int, ...]: (tuple, "a list of whole numbers"),
+}
+LISTS = {  # annotation -> (what each of the list must be, in words)
+    Tuple[int, ...]: (int, "a list of whole numbers"),
+    Tuple[str, ...]: (str, "a list of texts"),
+}
+TABLES = {  # annotation -> the annotation of every value; a table of dataclasses needs no entry
+    Dict[str, str]: str,
+    Dict[str, Tuple[str, ...]]: Tuple[str, ...],
 }
 FROM_THE_FILE = ("name", "path")  # never offered to a user as a key
 
@@ -91,30 +98,37 @@ def _check_keys(names, value, where):
 
 
 def _converted(field, value, where):
-    """The value in the type that the field wants: tables become dataclasses, lists of numbers become tuples."""
+    """The value in the type that the field wants: tables become dataclasses, lists become tuples."""
     if is_dataclass(field.type):
         return _table(field.type, value, where)
     if getattr(field.type, "__origin__", None) is dict:
-        inner = field.type.__args__[1]
         if not isinstance(value, dict):
-            raise _wrong_type(field, value, where, "a table")
-        return {key: _table(inner, one, where) for key, one in value.items()}
-    if field.type == Tuple[int, ...]:
-        if isinstance(value, list):
-            value = tuple(value)
-        if isinstance(value, tuple) and not all(type(one) is int for one in value):
-            raise _wrong_type(field, value, where, "a list of whole numbers")
-    kinds, words = PLAIN.get(field.type, (object, ""))
-    if not isinstance(value, kinds) or (isinstance(value, bool) and field.type in (int, float)):
-        raise _wrong_type(field, value, where, words)
+            raise _wrong_type(field.name, value, where, "a table")
+        inner = TABLES.get(field.type)
+        if inner is None:
+            return {key: _table(field.type.__args__[1], one, where) for key, one in value.items()}
+        return {key: _plain("{}.{}".format(field.name, key), inner, one, where) for key, one in value.items()}
+    return _plain(field.name, field.type, value, where)
+
+
+def _plain(name, kind, value, where):
+    """A value that is no table, checked; `kind` is its annotation. bool is no number here, though Python has it so."""
+    if kind in LISTS:
+        one_kind, words = LISTS[kind]
+        if not isinstance(value, (list, tuple)) or not all(type(one) is one_kind for one in value):
+            raise _wrong_type(name, value, where, words)
+        return tuple(value)
+    kinds, words = PLAIN.get(kind, (object, ""))
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kind in (int, float)):
+        raise _wrong_type(name, value, where, words)
     return value
 
 
-def _wrong_type(field, value, where, words):
+def _wrong_type(name, value, where, words):
     return TinkitError(
         "A value of the recipe has the wrong type.",
         where=where,
-        seen="{} = {!r}".format(field.name, value),
+        seen="{} = {!r}".format(name, value),
         next_step="it must be " + words,
     )
 

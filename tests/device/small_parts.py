@@ -63,7 +63,7 @@ def this_machine(**changes):
     """A device profile of this very machine that times quickly."""
     values = {
         "description": "this machine",
-        "runtime": "onnxruntime",
+        "runtimes": ("onnxruntime",),
         "arch": board.architecture(),
         "name": "here",
         "batches": (1, 4),

@@ -46,8 +46,10 @@ def _devices():
     table = []
     for name, path in recipes.known("device").items():
         device = recipes.load_device(path)
-        table.append((name, device.runtime, device.arch, device.description, _where(path)))
-    return ("device", "runtime", "processor", "description", "from"), table
+        words = device.description + (f" (unsupported: {device.unsupported})" if device.unsupported else "")
+        words += f" (from memory: {', '.join(device.unverified)})" if device.unverified else ""
+        table.append((name, ", ".join(device.runtimes), device.arch, " ".join(device.modes), words, _where(path)))
+    return ("device", "runtimes", "processor", "power modes", "description", "from"), table
 
 
 def _teachers():

@@ -101,7 +101,8 @@ def _device(facts: Report, manifest: dict) -> Found:
         return Found(DEVICE, reason="a rehearsal: the target's own runtime was not asked")
     if manifest and not manifest.get("node_macs"):
         return Found(DEVICE, reason="the bundle does not tell the MACs of its nodes, so nothing could be counted")
-    return Found(DEVICE, reason=SILENT.format(facts.device.get("runtime") or "the runtime"))
+    runtimes = facts.device.get("runtimes") or ["the runtime"]
+    return Found(DEVICE, reason=SILENT.format(runtimes[0]))
 
 
 def _found(place: str, truth: dict) -> Found:
