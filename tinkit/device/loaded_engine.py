@@ -5,6 +5,8 @@ common is used. TensorRT answers with None or False where something is wrong; he
 its log, and too little memory is told as such.
 """
 
+import contextlib
+
 import numpy as np
 
 from tinkit.device.runtime import Tensor
@@ -32,6 +34,7 @@ class LoadedEngine:
     def __init__(self, trt, plan, cuda, logger, path=None, host_code=False):
         self._trt, self._cuda, self._logger, self._path = trt, cuda, logger, path
         self._heard, self._runtime, self._engine, self._context = len(logger.lines), None, None, None
+        self._batch, self._addresses = None, {}  # what the context was told, for another one
         try:
             self._load(plan, host_code)
             self.inputs, self.outputs = self._tensors()
@@ -49,6 +52,7 @@ class LoadedEngine:
             shape = (batch,) + tensor.shape[1:]
             if not self._context.set_input_shape(tensor.name, shape):
                 raise self._refused("TensorRT does not take {} in the shape {}.".format(tensor.name, shape))
+        self._batch = batch
 
     def shape(self, name):
         """The shape of a tensor at the batch that was set."""
@@ -60,11 +64,35 @@ class LoadedEngine:
     def use_buffer(self, name, address):
         if not self._context.set_tensor_address(name, address):
             raise self._refused("TensorRT does not take a buffer for {}.".format(name))
+        self._addresses[name] = address
 
     def enqueue(self, stream):
         """Put one run on the stream (its handle, a number); returns before it is done."""
         if not self._context.execute_async_v3(stream):
             raise self._refused("TensorRT does not run the engine.")
+
+    @contextlib.contextmanager
+    def profiled(self):
+        """Gives a list; what is enqueued inside appends (layer, ms) of its layers to it, when it is done or earlier.
+
+        For that time a second context takes the place of the one that is timed, on the same buffers. It needs the memory of
+        the activations once more: too little is an error as in the beginning. An enqueue may wait for the GPU.
+        """
+        timed, heard = self._context, []
+        profiler = _profiler(self._trt, heard)
+        try:
+            self._context = self._new_context()
+            self._context.profiler = profiler  # enqueue_emits_profile is on unless somebody turns it off
+            self._tell_again()
+            yield heard
+        finally:
+            self._context = timed  # the other one goes before its profiler
+            self._tell_again()
+
+    def _tell_again(self):
+        self.set_batch(self._batch)
+        for name, address in self._addresses.items():
+            self.use_buffer(name, address)
 
     def close(self):
         """TensorRT wants a part to go before what made it."""
@@ -140,6 +168,19 @@ class LoadedEngine:
         if self._path and next_step is None:
             next_step = "remove {}, so that it is built anew".format(self._path)
         return TinkitError(meaning or what, where=self._path, seen=words, next_step=next_step)
+
+
+def _profiler(trt, heard):
+    """A TensorRT IProfiler that appends (layer, ms) to `heard`; every version has the same two methods."""
+
+    class Profiler(trt.IProfiler):
+        def __init__(self):
+            trt.IProfiler.__init__(self)  # or pybind11 refuses the object
+
+        def report_layer_time(self, layer_name, ms):
+            heard.append((str(layer_name), float(ms)))
+
+    return Profiler()
 
 
 def batch_of(feeds, inputs, batch_range):
