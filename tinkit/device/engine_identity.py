@@ -6,11 +6,11 @@ code; it is recorded beside the engine.
 """
 
 import json
-import os
-import re
 
 from tinkit import files
 from tinkit.device import board
+from tinkit.device.board_files import text
+from tinkit.device.jetson import l4t_version, power_mode  # noqa: F401 - the mode is recorded beside an engine
 from tinkit.errors import from_os_error
 
 
@@ -39,25 +39,9 @@ def timing_identity(tensorrt, gpu, root="/"):
         "multiprocessors": gpu.multiprocessors,
         "memory_gib": round(gpu.memory_bytes / (1 << 30)),
         "arch": board.architecture(),
-        "module": _text(root, "proc/device-tree/compatible").replace("\0", " ").strip(),
+        "module": text(root, "proc/device-tree/compatible").replace("\0", " ").strip(),
         "l4t": l4t_version(root),
     }
-
-
-def l4t_version(root="/"):
-    """`36.4.7` from "# R36 (release), REVISION: 4.7, ..."; "" where this is no Jetson."""
-    found = re.match(r"# R(\d+) \(release\), REVISION: ([\d.]+)", _text(root, "etc/nv_tegra_release"))
-    return "{}.{}".format(*found.groups()) if found else ""
-
-
-def power_mode(root="/"):
-    """The name of a Jetson's power mode, "" where there is none. Numbers differ between boards, so they are looked up."""
-    chosen = re.search(r"pmode:0*(\d+)", _text(root, "var/lib/nvpmodel/status"))
-    if not chosen:
-        return ""
-    pattern = r"^<\s*POWER_MODEL\s+ID={}\s+NAME=(\S+?)\s*>".format(chosen.group(1))
-    name = re.search(pattern, _text(root, "etc/nvpmodel.conf"), re.MULTILINE)
-    return name.group(1) if name else "number " + chosen.group(1)
 
 
 def differences(seen, wanted):
@@ -72,12 +56,3 @@ def _hash_of(model_path):
         return files.sha256_of_file(model_path)
     except OSError as error:
         raise from_os_error(error, "reading the model") from error
-
-
-def _text(root, path):
-    """A small text file of the system's; "" where it is not there."""
-    try:
-        with open(os.path.join(root, path), encoding="utf-8", errors="replace") as handle:
-            return handle.read(65536)
-    except OSError:
-        return ""
