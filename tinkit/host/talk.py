@@ -1,0 +1,111 @@
+"""The conversation with an agent: hello, one answer to every ask, goodbye, and what Ctrl-C makes of it.
+
+Every answer is looked at before it is used: the one that was asked for, no bytes that were not, a number of lines that
+ends. tinkit/host/connection.py carries the frames; tinkit/device/agent.py is the other side.
+"""
+
+import contextlib
+
+from tinkit.device.wire import WIRE
+from tinkit.errors import Interrupted, TinkitError
+from tinkit.host import received
+from tinkit.host.foreign import clean, plain
+from tinkit.host.remote import connect
+
+HELLO_S = 180  # a cold board imports its runtimes to tell their versions
+BYE_S = 60
+MAX_LINES = 100_000  # of progress
+HELLO_KINDS = {"tinkit": str, "python": str, "numpy": str, "machine": dict, "board": dict, "runtimes": dict,
+               "have": list, "cache": str, "free_bytes": int}  # fmt: skip
+
+
+@contextlib.contextmanager
+def conversation(host, steps, say, **where):
+    """An open connection; Ctrl-C ends it, waits until the board has set back what it changed, and becomes Interrupted."""
+    connection = None
+    try:
+        say(f"host     {clean(host, 200)}")
+        with steps.of("connect"):
+            connection = connect(host, say=say, **where)
+        yield connection
+    except KeyboardInterrupt:
+        said = "the board was not reached"
+        if connection is not None:
+            say("stopping; the board sets back what it changed")
+            said = "the agent on the board has ended" if connection.close() else "the agent on the board was cut off"
+        raise Interrupted(
+            "Stopped.",
+            where=host,
+            seen=said,
+            next_step="run the same command again: what the board has is not sent twice",
+        ) from None
+    finally:
+        if connection is not None:
+            connection.close()
+
+
+def ask_hello(connection, steps, say):
+    """The checked hello."""
+    with steps.of("hello"), connection.within(HELLO_S, "the agent said hello"):
+        connection.ask({"ask": "hello"})
+        return checked_hello(answer(connection, "hello", "it said hello", say), connection.host)
+
+
+def checked_hello(message, host):
+    """The hello frame, cleaned, with every part that is needed. Raises TinkitError for another wire or a part amiss."""
+    if message.get("wire") != WIRE:
+        raise TinkitError(
+            "The agent speaks another wire than this tinkit.", where=host, seen=f"{message.get('wire')!r}, here {WIRE}"
+        )
+    try:
+        hello = plain(message)
+    except ValueError as error:
+        raise TinkitError("The agent's hello cannot be read.", where=host, seen=str(error)) from None
+    wrong = [key for key, kind in HELLO_KINDS.items() if not isinstance(hello.get(key), kind)]
+    if wrong:
+        raise TinkitError("The agent's hello lacks a part.", where=host, seen="no usable " + ", ".join(wrong))
+    return {"wire": WIRE, **{key: hello[key] for key in HELLO_KINDS}}
+
+
+def answer(connection, wanted, doing, say, take=None, most=0):
+    """The next frame that is no progress, when it is the `wanted` one; lines are shown.
+
+    take(name, payload) gets every file, of at most `most` bytes; without it a file is an error.
+    """
+    for _ in range(MAX_LINES):
+        message, payload = connection.listen(most, doing)
+        tell = message.get("tell")
+        if tell == "file" and take is not None:
+            with connection.still_there(doing):
+                take(message.get("name"), payload)
+        elif payload.size:
+            raise TinkitError(
+                "The board sent bytes that were not asked for.", where=connection.host, seen=f"{payload.size}"
+            )
+        elif tell == "say":
+            say(clean(message.get("line", "")))
+        elif tell == "error":
+            raise received.told_error(message, connection.host)
+        elif tell == wanted:
+            return message
+        else:
+            raise TinkitError(
+                "The board answers something else than it was asked.",
+                where=f"{connection.host}, while {doing}",
+                seen=clean(str(message), 200),
+            )
+    raise TinkitError("The board talks without end.", where=connection.host, seen=f"{MAX_LINES} lines")
+
+
+def goodbye(connection, steps, keep, say):
+    """The board tidies up; that it could not is told, and costs nobody the report."""
+    with steps.of("bye"), connection.within(BYE_S, "it had tidied up"):
+        connection.ask({"ask": "bye", "keep": bool(keep)})
+        try:
+            message = answer(connection, "bye", "it tidied up", say)
+        except TinkitError as error:
+            say(f"note     the board did not say goodbye: {error.what} {error.seen or ''}".rstrip())
+            return
+    left = message.get("left_mb")
+    if not message.get("removed") and isinstance(left, (int, float)):
+        say(f"kept     {left:.1f} MB stay on the board for the next run")
