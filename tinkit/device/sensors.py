@@ -9,6 +9,7 @@ import glob
 import os
 import re
 
+from tinkit.device.jetson import power_mode
 from tinkit.device.tegrastats import COLDEST_C, HOTTEST_C, LARGEST_MHZ, LARGEST_MW
 
 # devfreq's names of a Tegra's GPU: 57000000.gpu (Nano), 17000000.gv11b (Xavier), 17000000.ga10b or .gpu (Orin), gpu-gpc-0
@@ -65,8 +66,6 @@ class Sensors:
 
     def counters(self):
         """Only what marks a measurement: throttle counters and power mode. Read right before and after one."""
-        from tinkit.device.engine_identity import power_mode
-
         counts = {name: value for name, value in self._read(self._throttle) if value is not None and value >= 0}
         return {"throttle": counts, "power_mode": power_mode(self.root)}
 
@@ -130,20 +129,20 @@ class Sensors:
             ("gpu_mhz", "GPU clock (devfreq)", "the GPU's clock: no devfreq of a Tegra's GPU"),
             ("cpu_mhz", "CPU clock", "the CPU's clock: neither cpufreq nor /proc/cpuinfo tells it"),
             ("temperatures_c", "temperatures (thermal zones)", "temperatures: no thermal zone can be read"),
-            ("power_mw", "power (INA3221)", "power rails: no INA3221"),
-            ("energy_uj", "energy (RAPL)", self._why_no_energy()),
+            ("power_mw", "power (INA3221)", ""),
+            ("energy_uj", "energy (RAPL)", "" if sample["power_mw"] else self._why_no_power()),
             ("throttle", "throttle counters", "throttle counters: throttling is only seen by falling clocks"),
             ("power_mode", "power mode", "the power mode: no nvpmodel"),
         )
         return (
             [source for part, source, _ in parts if sample[part]],
-            [why for part, _, why in parts if not sample[part]],
+            [why for part, _, why in parts if why and not sample[part]],
         )
 
-    def _why_no_energy(self):
+    def _why_no_power(self):
         if self._energy:
-            return "energy counters (RAPL): there, but only root may read them"
-        return "energy counters: no RAPL"
+            return "power: the processor's energy counters (RAPL) are there, but only root may read them"
+        return "power: neither an INA3221 nor a processor's energy counters (RAPL)"
 
 
 def _first_of_each(named):
@@ -180,7 +179,10 @@ def _number(path):
 def _text(path, most=64):
     """A small text file without the white space around it; "" where it cannot be read (a zone that is off says EAGAIN)."""
     try:
-        with open(path, "rb", buffering=0) as handle:
-            return (handle.read(most) or b"").decode("utf-8", "replace").strip("\0 \t\r\n")
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            return os.read(descriptor, most).decode("utf-8", "replace").strip("\0 \t\r\n")
+        finally:
+            os.close(descriptor)
     except OSError:
         return ""

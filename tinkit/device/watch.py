@@ -32,7 +32,7 @@ class Watch:
     """
 
     def __init__(self, root="/", commands=None, interval_s=0.2, say=None, uses="cpu"):
-        self.root = str(getattr(commands, "root", root))
+        self.root = os.path.abspath(str(getattr(commands, "root", root)))
         self.interval_s, self.say, self.uses = interval_s, say or (lambda line: None), uses
         self._windows = []  # {"name", "begin", "end", "before", "after"}: seconds of time.monotonic, Sensors.counters
         self._lost, self._head, self._records = [], {}, None
@@ -41,7 +41,11 @@ class Watch:
     def __enter__(self):
         self._sensors = Sensors(self.root)
         self._folder = tempfile.mkdtemp(prefix="tinkit-watch-")
-        self._start()
+        try:
+            self._start()
+        except BaseException:  # Ctrl-C while the sampler starts
+            self.__exit__()
+            raise
         self.say("watching: {}".format(", ".join(self.sources()) or "nothing can be seen on this machine"))
         return self
 
@@ -102,11 +106,12 @@ class Watch:
         paths = [home] + [path for path in [os.environ.get("PYTHONPATH")] if path]
         try:
             with open(self._path("errors"), "wb") as errors:
-                self._process = subprocess.Popen(  # noqa: S603
+                self._process = subprocess.Popen(
                     command,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.DEVNULL,
                     stderr=errors,
+                    cwd=self._folder,  # -m looks for modules there first; this one is empty
                     env=dict(os.environ, PYTHONPATH=os.pathsep.join(paths)),
                 )
         except OSError as error:
