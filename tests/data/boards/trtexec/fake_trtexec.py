@@ -19,7 +19,9 @@ BARE = (
     "noTF32 allowGPUFallback dumpProfile dumpLayerInfo dumpOutput separateProfileRun useSpinWait useCudaGraph "
     "noDataTransfers exposeDMA useManagedMemory threads verbose help"
 )
-VALUED_SINCE_8_6 = "builderOptimizationLevel hardwareCompatibilityLevel infStreams maxAuxStreams staticPlugins useRuntime"
+VALUED_SINCE_8_6 = (
+    "builderOptimizationLevel hardwareCompatibilityLevel infStreams maxAuxStreams staticPlugins useRuntime"
+)
 WEAK = "fp16 int8 best"
 ONLY_8 = "explicitBatch"
 VALUED_ONLY_8 = "workspace minTiming maxBatch"
