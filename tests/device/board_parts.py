@@ -20,6 +20,15 @@ def fake_board(folder, kind=WITH_TOOLS):
     return str(root)
 
 
+def write_tool(root, path, script):
+    """Put a tool of one's own on the board: `path` under the root, `script` for sh. Returns its path as a string."""
+    tool = Path(root) / path
+    tool.parent.mkdir(parents=True, exist_ok=True)
+    tool.write_text("#!/bin/sh\n" + script)
+    tool.chmod(0o755)
+    return str(tool)
+
+
 def refuse_sudo(root, refuse=True):
     """From now on the board's sudo wants a password, or no longer does."""
     _switch(root, "etc/sudo.refuses", "" if refuse else None)

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 from typing import NamedTuple
 
 FOLDERS = ("usr/local/bin", "usr/bin", "bin", "usr/sbin", "sbin", "usr/src/tensorrt/bin")
@@ -103,8 +104,9 @@ def _ended(process, timeout_s):
     finally:
         if process.returncode is None:
             _kill(process)
+    until = time.monotonic() + 1.0
     for reader in readers:
-        reader.join(1.0)
+        reader.join(max(0.0, until - time.monotonic()))
     return Ran(code, _text(out), "\n".join(part for part in (_text(err), note) if part))
 
 

@@ -15,7 +15,10 @@ from tinkit.errors import TinkitError, from_os_error
 
 NAME = "state.json"
 MAX_STEPS = 16
-STEPS = {"mode": {"kind": str, "from": str, "to": str, "pinned": bool}, "clocks": {"kind": str, "file": str, "stored": bool}}
+STEPS = {
+    "mode": {"kind": str, "from": str, "to": str, "pinned": bool},
+    "clocks": {"kind": str, "file": str, "stored": bool},
+}
 KEYS = {"version": int, "pid": int, "started": str, "boot": str, "when": str, "steps": list}
 
 
