@@ -1,0 +1,150 @@
+"""A host made of pipes: starts the packed agent as a board would and talks to it, one ask after the other."""
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tinkit.device.wire import Reader, StreamEnded, write_frame
+from tinkit.host.agent_file import agent_file
+
+PATIENCE_S = 60
+
+
+def kept_agent(cache):
+    """The agent's file where the bootstrap would have put it, below XDG_CACHE_HOME = `cache`."""
+    data, sha256 = agent_file()
+    path = Path(cache, "tinkit", "agent", "agents", sha256 + ".pyz")
+    for parent in reversed(path.parents[:3]):
+        parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not path.exists():
+        path.write_bytes(data)
+        os.utime(path, (1e9, 1e9))  # long before any agent started
+    return path
+
+
+class Board:
+    """The agent in a process. `ask` and `hear`; `close` ends its standard input. Everything it told is in `heard`."""
+
+    def __init__(self, cache, root="/", silence_s=60, name="", path=None, prefix=(), env=None):
+        self.cache, self.heard = Path(cache), []
+        values = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "TINKIT_RUN")}
+        values.update({"XDG_CACHE_HOME": str(cache), "TINKIT_MEASURING": name or f"test-{cache}", **(env or {})})
+        command = [sys.executable, "-W", "error", *prefix, str(path or kept_agent(cache)), "serve", "--root", str(root)]
+        pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
+        self.process = subprocess.Popen(
+            [*command, "--silence", str(silence_s)], env=values, bufsize=0, cwd=str(cache), **pipes
+        )
+        self.reader = Reader(self.process.stdout)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+        try:
+            self.process.wait(PATIENCE_S)
+        finally:
+            self.process.kill()
+            self.errors = self.process.stderr.read().decode()
+            for stream in (self.process.stdout, self.process.stderr):
+                stream.close()
+
+    @property
+    def folder(self):
+        return self.cache / "tinkit" / "agent"
+
+    def send(self, ask, data=b"", **parts):
+        write_frame(self.process.stdin, {"ask": ask, **parts}, data)
+
+    def hear(self, max_bytes=1 << 26):
+        message, payload = self.reader.read(max_bytes)
+        message["data"] = payload.read(max_bytes) if payload.size else b""
+        self.heard.append(message)
+        return message
+
+    def until(self, *tells):
+        """The next message that tells one of these; what comes before is in `heard`."""
+        while True:
+            message = self.hear()
+            if message["tell"] in tells:
+                return message
+
+    def ask(self, ask, data=b"", **parts):
+        """Send, and hear until the last word of the answer."""
+        self.send(ask, data, **parts)
+        return self.until("hello", "kept", "done", "error", "bye")
+
+    def rest(self):
+        """Everything that is told until the end of the stream."""
+        told = []
+        with contextlib.suppress(StreamEnded):
+            while True:
+                told.append(self.hear())
+        return told
+
+    def lines(self):
+        return [message["line"] for message in self.heard if message["tell"] == "say"]
+
+    def ended(self):
+        """The exit code, once it has ended."""
+        return self.process.wait(PATIENCE_S)
+
+    def send_bundle(self, bundle, **changes):
+        """Send the files of a bundle; returns the job for it on this machine."""
+        hashes = {}
+        for path in sorted(Path(bundle).iterdir()):
+            hashes[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+            assert self.ask("blob", path.read_bytes(), sha256=hashes[path.name])["tell"] == "kept"
+        return job_of(hashes, **changes)
+
+
+def job_of(hashes, device=None, **changes):
+    from small_parts import this_machine
+
+    device = device or this_machine(batches=(1,))
+    return {
+        "bundle": {"name": "small", "files": hashes},
+        "device": json.loads(json.dumps(device.to_json())),
+        "options": {"layers": False},
+        **changes,
+    }
+
+
+def children_of(pid):
+    """Processes (alive) whose parent is `pid`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                if int(fields[1]) == pid and fields[0] != "Z":
+                    found.append(int(entry.name))
+    return found
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def wait_for(condition, seconds=30):
+    """Until it is true; whether it became so."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def kill(pid, number=signal.SIGKILL):
+    os.kill(pid, number)
