@@ -26,21 +26,10 @@ def nodes_of_layers(graph, ran):
     for layer in layers:
         others = {node.name for name, node in named.items() if node is not None and name != layer.name}
         wrote = _meanings(layer.outputs, known) - _meanings(layer.inputs, known)  # the same twice: it only moves it
-        nodes = _between(graph, wrote, borders - wrote, others)
+        nodes = nodes_between(graph, wrote, borders - wrote, others)
         if not nodes and named[layer.name] is not None:
             nodes = {named[layer.name].name}
         found[layer.name] = sorted(nodes, key=lambda name: order[name])
-    return found
-
-
-def nodes_up_to(graph, ends):
-    """The same from {layer: [names of nodes that it certainly holds]}: with them what lies between them and other layers."""
-    order = {node.name: index for index, node in enumerate(graph.nodes)}
-    found = {}
-    for layer, names in ends.items():
-        others = {name for other, held in ends.items() if other != layer for name in held}
-        wrote = {tensor for name in names for tensor in graph.by_name[name].outputs if tensor}
-        found[layer] = sorted(_between(graph, wrote, set(), others) | set(names), key=lambda name: order[name])
     return found
 
 
@@ -89,7 +78,7 @@ def _node_named(graph, name):
     return None
 
 
-def _between(graph, wrote, borders, others):
+def nodes_between(graph, wrote, borders, others):
     """Names of the nodes on the way back from the tensors `wrote`, up to the `borders` and nodes of other layers."""
     found, waiting = set(), list(wrote)
     while waiting:

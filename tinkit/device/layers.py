@@ -1,8 +1,9 @@
 """Where the time goes, layer by layer, told by the names of ONNX nodes.
 
 Measured beside the timed model, never in it, for a profiled run is slower: onnxruntime gets a second session, OpenVINO a second
-compilation, a TensorRT engine a second context. A fused layer names all of its nodes as far as that can be told; a layer that
-the runtime put in by itself says that it is none. How far a layer is from what the machine allows: tinkit/device/roofline.py.
+compilation, a TensorRT engine a second context. A fused layer names all of its nodes as far as that can be told; one that the
+runtime put in by itself, and one whose nodes are not known, say so. Beside each stands what the machine would allow
+(tinkit/device/roofline.py).
 """
 
 import math
@@ -16,19 +17,31 @@ from tinkit.device.onnx_nodes import read_graph
 from tinkit.errors import CannotJudge, TinkitError
 
 NOT_A_NODE = "not an ONNX node of this graph"
+NOT_KNOWN = "its ONNX nodes are not known"
+PUT_IN = (
+    "Reformat",
+    "Reorder",
+    "ReorderInput",
+    "ReorderOutput",
+    "Reshape",
+    "Transpose",
+    "Cast",
+)  # by runtimes themselves
 WARMUP_RUNS = 3
 TOP = 20  # layers in a report
+BIAS_OFF = "/WithoutBiases"  # what OpenVINO adds to the name of a product whose bias was split off
 LONGEST_MS = 3.6e6  # no layer takes an hour
 CLOCKS = {
     "onnxruntime": "model_run by onnxruntime's own clock, which counts whole microseconds",
-    "openvino": "wall clock around the run; OpenVINO counts whole microseconds",
+    "openvino": "wall clock around the run; means, for OpenVINO tells averages only",
     "tensorrt": "GPU events around the network",
 }
 
 
 @dataclass(frozen=True)
 class Profiled:
-    """Layers in the order they ran, {"layer", "nodes", "type", "ms", "share", "note"} each; `ms`: median of `runs` runs.
+    """Layers in the order they ran, {"layer", "nodes", "type", "ms", "share", "note"} each; `ms`: median of `runs` runs
+    (of OpenVINO their mean).
 
     share: of the sum of all layers. profiled_ms: median of the whole run, profiled, by `clock`.
     """
@@ -85,7 +98,7 @@ def _medians(told, nodes):
             "type": kinds[name],
             "ms": ms,
             "share": ms / total if total else 0.0,
-            "note": "" if nodes.get(name) else NOT_A_NODE,
+            "note": "" if nodes.get(name) else NOT_A_NODE if kinds[name] in PUT_IN else NOT_KNOWN,
         }
         for name, ms in medians.items()
     ]
@@ -124,20 +137,19 @@ def _checked(name, ms):
     return float(ms)
 
 
-def layers_report(
-    runtime, feeds, whole_ms, node_macs, node_bytes, precision_of_node, device, power_mode="", runs=20, model_path=None
-):
+def layers_report(runtime, feeds, manifest, device, power_mode="", batch=1, whole_ms=0.0, model_path=None, runs=20):
     """What `Report.layers` holds: the `TOP` slowest layers with their roofline, the sum of all, and how near that is.
 
-    whole_ms: median of the same runtime and batch, not profiled (on a GPU: of the network alone), 0 where not measured.
-    node_macs, node_bytes: the manifest's, {} where it has none. precision_of_node: node -> precision. device: the device
-    profile as JSON; its peaks are a GPU's, so a runtime on a CPU is held against what is measured here and now. Raises as
-    `profiled` does.
+    feeds: {input: array} of `batch` pictures. manifest: the bundle's, with "node_macs" and "node_bytes" (bounds are unknown
+    without). device: a `DeviceProfile`; its peaks are a GPU's, so a runtime on a CPU is held against what is measured here
+    and now. whole_ms: median of the same runtime and batch, not profiled (on a GPU: of the network alone), 0 where not
+    measured. Raises as `profiled` does.
     """
     found, on_gpu = profiled(runtime, feeds, runs, model_path), runtime.name == "tensorrt"
-    peaks = roofline.peaks_of(device if on_gpu else {"threads": device.get("threads", 1)}, power_mode, not on_gpu)
-    graph, batch = read_graph(model_path or runtime.model_path), int(next(iter(feeds.values())).shape[0])
-    lines = roofline.lines(found.layers, node_macs, node_bytes, precision_of_node, peaks, batch, graph)
+    peaks = roofline.peaks_of(device.to_json() if on_gpu else {"threads": device.threads}, power_mode, not on_gpu)
+    graph, precisions = read_graph(model_path or runtime.model_path), _precisions(runtime, manifest)
+    macs, moved = manifest.get("node_macs") or {}, manifest.get("node_bytes") or {}
+    lines = roofline.lines(found.layers, macs, moved, precisions, peaks, batch, graph)
     total = math.fsum(line["ms"] for line in lines)
     named = math.fsum(line["ms"] for line in lines if line["nodes"])
     return {
@@ -153,6 +165,17 @@ def layers_report(
         "peaks": peaks.to_json(),
         "note": _apart(total, whole_ms, found) + " " + roofline.MEANING,
     }
+
+
+def _precisions(runtime, manifest):
+    """node -> precision that it is computed in, as far as the runtime tells; of onnxruntime it is what the target asks."""
+    if runtime.name == "tensorrt":
+        return {node: one.precision for one in truth.engine_layers(runtime.inspector) for node in one.nodes}
+    if runtime.name == "openvino":
+        told = runtime.node_precisions()
+        return {(name[: -len(BIAS_OFF)] if name.endswith(BIAS_OFF) else name): told[name] for name in told}
+    precision = manifest.get("target", {}).get("precision", truth.UNKNOWN)
+    return dict.fromkeys(manifest.get("node_macs") or {}, precision)
 
 
 def _apart(total, whole_ms, found):

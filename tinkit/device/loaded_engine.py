@@ -64,7 +64,9 @@ class LoadedEngine:
     def use_buffer(self, name, address):
         if not self._context.set_tensor_address(name, address):
             raise self._refused("TensorRT does not take a buffer for {}.".format(name))
-        self._addresses[name] = address
+        self._addresses = dict(
+            self._addresses, **{name: address}
+        )  # a new one: contexts of one engine may share the old
 
     def enqueue(self, stream):
         """Put one run on the stream (its handle, a number); returns before it is done."""

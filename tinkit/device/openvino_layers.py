@@ -1,51 +1,66 @@
 """The layers of a model in OpenVINO: a second compilation that counts, its layers told by the names of ONNX nodes.
 
 OpenVINO keeps "original names" of what it fused into a layer, but not all [ran, 2026.4]: of Conv, BatchNormalization, Relu the
-last two, of MatMul + Add the Add, of a node that writes an output the output's name. So the names found are the ends, and what
-lies between them and the layers before is theirs too. What it put in itself (Reorder) has no original name.
+last two, of MatMul + Add the Add, of a node that writes an output the output's name. A layer that multiplies and names no
+product is the nearest one before what it names. Nothing else is added: a LayerNormalization it rewrote stays without a name.
+Its times are averages since the compilation [ran, 2026.4], so here a layer's ms is the mean of the runs, not their median.
 """
 
 import time
 
-from tinkit.device.fused_nodes import nodes_up_to
+from tinkit.device.fused_nodes import nodes_between
 from tinkit.device.onnx_nodes import read_graph
 from tinkit.errors import TinkitError
 
 TAKEN_OFF = "/WithoutBiases"  # what a product's name ends in where its bias was split off
+PRODUCTS = {
+    "Convolution": ("Conv",),
+    "GroupConvolution": ("Conv",),
+    "FullyConnected": ("MatMul", "Gemm"),
+    "MatMul": ("MatMul", "Gemm"),
+}  # OpenVINO's type of a layer -> ONNX operators
 OPTIONS = ("inference_precision_hint", "inference_num_threads", "num_streams", "performance_hint",
            "dynamic_quantization_group_size")  # fmt: skip
 
 
 def openvino_layers(runtime, feeds, runs, model_path):
-    """([[(layer, ms, type)] of each run], [wall ms of each run], {layer: [nodes]}) of the last of `runs`, (kept, made).
+    """([[(layer, ms, type)]], [wall ms], {layer: [nodes]}): one run each, the mean of the last of `runs`, (kept, made).
 
     Compiled with the options that the `runtime` says it was given. Raises TinkitError where OpenVINO does not do it.
     """
     from tinkit.device.openvino_runtime import find_openvino
 
-    openvino, told, wholes = find_openvino(), [], []
+    openvino, (kept, made) = find_openvino(), runs
     options = {name.upper(): runtime.conditions[name] for name in OPTIONS}
     try:
         compiled = openvino.Core().compile_model(str(model_path), "CPU", dict(options, PERF_COUNT=True, CACHE_DIR=""))
         request = compiled.create_infer_request()
-        for _ in range(runs[1]):
-            start = time.perf_counter()
+        for _ in range(made - kept):
             request.infer(feeds)
-            wholes.append((time.perf_counter() - start) * 1e3)
-            told.append([row for row in map(_row, request.profiling_info) if row is not None])
-        kept_names = {node.get_friendly_name(): _original(node) for node in compiled.get_runtime_model().get_ops()}
+        before = request.profiling_info
+        start = time.perf_counter()
+        for _ in range(kept):
+            request.infer(feeds)
+        whole = (time.perf_counter() - start) * 1e3 / kept
+        run = mean_times(before, request.profiling_info, kept, made)
+        names = {node.get_friendly_name(): _original(node) for node in compiled.get_runtime_model().get_ops()}
     except Exception as error:  # noqa: BLE001 - OpenVINO's own errors have no other parent
         raise TinkitError("OpenVINO does not profile the model.", where=str(model_path), seen=str(error)) from None
-    ran = {row[0] for run in told for row in run}
-    nodes = _nodes(read_graph(model_path), {name: kept for name, kept in kept_names.items() if name in ran})
-    return told[-runs[0] :], wholes[-runs[0] :], nodes
+    kinds = {name: kind for name, _, kind in run}
+    nodes = nodes_of_names(read_graph(model_path), {name: names.get(name, []) for name in kinds}, kinds)
+    return [run], [whole], nodes
 
 
-def _row(info):
-    """(layer, ms, type) of what was executed; None for what was not."""
-    if not str(info.status).endswith(".EXECUTED"):
-        return None
-    return info.node_name, info.real_time.total_seconds() * 1e3, info.node_type
+def mean_times(before, after, kept, made):
+    """[(layer, ms, type)] of what was executed: the mean of the last `kept` of `made` runs, from the averages of all runs
+    `before` them and of all runs `after` them. A microsecond lost in the averages may make it up to 0.002 ms too low."""
+    earlier = {info.node_name: info.real_time.total_seconds() for info in before}
+    found = []
+    for info in after:
+        if str(info.status).endswith(".EXECUTED"):
+            seconds = info.real_time.total_seconds() * made - earlier.get(info.node_name, 0.0) * (made - kept)
+            found.append((info.node_name, max(seconds, 0.0) * 1e3 / kept, info.node_type))
+    return found
 
 
 def _original(node):
@@ -53,11 +68,26 @@ def _original(node):
     return [name for name in str(getattr(told, "value", told)).split(",") if name]
 
 
-def _nodes(graph, kept_names):
-    """{layer: [nodes]} from {layer: [original names]}."""
-    ends = {}
+def nodes_of_names(graph, kept_names, kinds):
+    """{layer: [nodes]} from {layer: [original names]} and {layer: type}."""
+    held = {}
     for layer, names in kept_names.items():
         plain = [name[: -len(TAKEN_OFF)] if name.endswith(TAKEN_OFF) else name for name in names]
         known = [graph.by_name.get(name) or graph.writer.get(name) for name in plain]
-        ends[layer] = [node.name for node in known if node is not None]
-    return nodes_up_to(graph, ends)
+        held[layer] = {node.name for node in known if node is not None}
+    for layer in list(held):
+        others = {name for other, names in held.items() if other != layer for name in names}
+        held[layer] |= _product(graph, held[layer], others, PRODUCTS.get(kinds[layer], ()))
+    order = {node.name: index for index, node in enumerate(graph.nodes)}
+    return {layer: sorted(names, key=lambda name: order[name]) for layer, names in held.items()}
+
+
+def _product(graph, names, others, operators):
+    """The one product before the nodes `names` with what lies between, {} where they hold one, or none or several are."""
+    if not names or any(graph.by_name[name].op_type in operators for name in names):
+        return set()
+    before = nodes_between(graph, {tensor for name in names for tensor in graph.by_name[name].outputs}, set(), others)
+    products = [name for name in before if graph.by_name[name].op_type in operators]
+    if len(products) != 1:
+        return set()
+    return before - nodes_between(graph, set(graph.by_name[products[0]].inputs), set(), others)

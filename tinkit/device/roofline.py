@@ -51,21 +51,22 @@ def peaks_of(device_profile_json, power_mode, measure=True):
     """The `Peaks` of a device profile (JSON) at a power mode (name), else measured here where `measure` allows, else empty.
 
     A mode that the profile does not know stands for its fastest one: the bound is then too low, never too high, and the
-    source says so. Measuring takes under a second, on as many threads as the profile has.
+    source says so. Measuring takes about a second, on as many threads as the profile has.
     """
     gpu, modes = _dict(device_profile_json.get("gpu")), _dict(device_profile_json.get("modes"))
     mode, words = _dict(modes.get(power_mode)), "power mode {}".format(power_mode)
-    if not mode and modes:
+    if not mode:
         known = [_dict(value) for value in modes.values()]
-        mode = {key: max(_number(one.get(key)) for one in known) for key in ("gpu_mhz", "bandwidth_gb_s")}
-        words = "power mode {} is not in the profile, so its fastest one".format(power_mode or "unknown")
-    cores_hz = _number(gpu.get("cores")) * _number(mode.get("gpu_mhz")) * 1e6
+        mode = {key: max([_number(one.get(key)) for one in known] or [0.0]) for key in ("gpu_mhz", "bandwidth_gb_s")}
+        words = "no power modes" if not modes else "power mode {!r} is not in it, so its fastest one".format(power_mode)
+    cores = _number(mode.get("cores")) or _number(gpu.get("cores"))  # a low mode switches some off
+    cores_hz = cores * (_number(mode.get("gpu_mhz")) or _number(gpu.get("mhz"))) * 1e6
     rates = {name: cores_hz * _number(gpu.get("ops_per_core_cycle_" + name)) for name in PRECISIONS}
     rates = {name: rate for name, rate in rates.items() if 0 < rate <= LARGEST}
     bandwidth = (_number(mode.get("bandwidth_gb_s")) or _number(device_profile_json.get("bandwidth_gb_s"))) * 1e9
-    if rates or bandwidth:
-        named = "the device profile {}, {}".format(device_profile_json.get("name") or "", words).replace(" ,", ",")
-        return Peaks(rates, bandwidth, named)
+    if rates:
+        named = "device profile {}: {}".format(device_profile_json.get("name") or "without a name", words)
+        return Peaks(rates, bandwidth if bandwidth <= LARGEST else 0.0, named)
     if measure:
         return measured_peaks(int(_number(device_profile_json.get("threads")) or 1))
     return Peaks(source="the device profile has no peak rates")
@@ -83,12 +84,7 @@ def measured_peaks(threads=1):
     command = [sys.executable, "-m", "tinkit.device.roofline"]
     try:
         ran = subprocess.run(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            timeout=MEASURE_TIMEOUT_S,
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=MEASURE_TIMEOUT_S
         )
         told = json.loads(ran.stdout.decode("utf-8"))
         rates, bandwidth = {"fp32": float(told["ops_per_s"])}, float(told["bytes_per_s"])
@@ -102,7 +98,8 @@ def lines(layers, node_macs, node_bytes, precision_of_node, peaks, batch, graph=
     """The layers (tinkit.device.layers) with "macs", "bytes", "least_ms", "bound" and "times_the_bound" added.
 
     node_macs: node -> MACs of one picture; node_bytes: node -> [read, written, weights of what is read] of one picture. graph:
-    the `Graph` of the ONNX file, which tells what stays inside a fused layer; without it every node moves its own.
+    the `Graph` of the ONNX file, which tells what stays inside a fused layer; without it every node moves its own. A node
+    without a precision has that of the others in its layer.
     bound: "memory", "arithmetic", or "unknown" where the peak of one of them is (then least_ms is what the other one says).
     least_ms is 0, and times_the_bound None, where nothing is known to be moved or computed.
     """
@@ -111,9 +108,9 @@ def lines(layers, node_macs, node_bytes, precision_of_node, peaks, batch, graph=
         nodes = [name for name in layer["nodes"] if name in node_bytes or name in node_macs]
         moved = _moved_bytes(nodes, node_bytes, batch, graph)
         seconds, known = 0.0, bool(nodes)
+        shared = next((precision_of_node[name] for name in nodes if name in precision_of_node), UNKNOWN)
         for name in nodes:
-            macs = node_macs.get(name, 0)
-            rate = _rate(precision_of_node.get(name, "fp32"), peaks)
+            macs, rate = node_macs.get(name, 0), _rate(precision_of_node.get(name, shared), peaks)
             known = known and (not macs or rate > 0)
             seconds += 2.0 * macs * batch / rate if rate else 0.0
         moving = moved / peaks.bytes_per_s if peaks.bytes_per_s else 0.0

@@ -1,0 +1,93 @@
+"""Bytes of nodes by hand: shapes x items, weights as they are stored, one picture of any batch."""
+
+import numpy as np
+import onnx
+import pytest
+from graph_parts import graph_model, overflowing, quantised
+
+from tinkit.host.graphs import node_macs
+from tinkit.host.half import to_half
+from tinkit.host.node_bytes import node_bytes
+
+
+def small():
+    """Conv of 3 to 4 channels on 5 x 7 pixels with what may stand around it."""
+    constants = {"w": np.ones((4, 3, 3, 3)), "b": np.ones(4), "m": np.ones((4, 6)), "at": np.array(1, np.int64)}
+    nodes = [
+        ("Conv", ["image", "w", "b"], "c", {"pads": [1, 1, 1, 1], "name": "conv"}),
+        ("Sigmoid", ["c"], "s", {"name": "sigmoid"}),
+        ("Mul", ["c", "s"], "silu", {"name": "mul"}),
+        ("Add", ["silu", "silu"], "twice", {"name": "twice"}),
+        ("GlobalAveragePool", ["twice"], "pool", {"name": "pool"}),
+        ("Flatten", ["pool"], "flat", {"name": "flat"}),
+        ("MatMul", ["flat", "m"], "embedding", {"name": "product"}),
+        ("Gather", ["twice", "at"], "local", {"axis": 2, "name": "gather"}),
+    ]
+    outputs = {"embedding": ["batch", 6], "local": ["batch", 4, 7]}
+    return graph_model(nodes, constants, ["batch", 3, "height", "width"], outputs)
+
+
+MAP = 4 * 5 * 7 * 4
+EXPECTED = {
+    "conv": [3 * 5 * 7 * 4 + (4 * 27 + 4) * 4, MAP, (4 * 27 + 4) * 4],
+    "sigmoid": [MAP, MAP, 0],
+    "mul": [2 * MAP, MAP, 0],
+    "twice": [MAP, MAP, 0],  # one tensor, read once
+    "pool": [MAP, 16, 0],
+    "flat": [16, 16, 0],
+    "product": [16 + 4 * 6 * 4, 24, 4 * 6 * 4],
+    "gather": [8 + 4 * 7 * 4, 4 * 7 * 4, 8],  # a row of the map, and the index
+}
+
+
+def test_bytes_by_hand():
+    assert node_bytes(small(), (5, 7)) == EXPECTED
+    assert list(node_bytes(small(), (5, 7))) == list(EXPECTED)
+
+
+def test_a_fixed_batch_is_divided_out():
+    model = small()
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 3
+    assert node_bytes(model, (5, 7)) == EXPECTED
+
+
+def test_half_floats_are_half_as_many():
+    full, half = node_bytes(small(), (5, 7)), node_bytes(to_half(small(), "fp16")[0], (5, 7))
+    for name in ("conv", "sigmoid", "mul", "product"):
+        assert half[name] == [count // 2 for count in full[name]], name
+
+
+def test_weights_are_counted_as_they_are_stored_and_what_is_the_same_for_every_picture_costs_none_nothing():
+    model = quantised()
+    found = node_bytes(model, 6)
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    int8 = sum(value.nbytes for value in stored.values() if value.dtype == np.int8 and value.ndim > 1)
+    assert int8 > 0
+    assert sum(found[name][2] for name in node_macs(model, 6)) == int8
+    constant = [name for name, counts in found.items() if counts == [0, 0, 0]]
+    assert constant
+    assert {node.op_type for node in model.graph.node if node.name in constant} == {"DequantizeLinear"}
+
+
+def test_a_node_without_a_name_is_called_by_its_output():
+    model = overflowing()
+    named = node_bytes(model, 1)
+    model.graph.node[0].name = ""
+    found = node_bytes(model, 1)
+    assert found[model.graph.node[0].output[0]] == next(iter(named.values()))
+    assert "" not in found
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_what_the_board_needs_is_there(batch):
+    """The names are those that the board reads from the same file, and the layer's bytes add up."""
+    from tinkit.device.onnx_nodes import graph_of
+    from tinkit.device.roofline import Peaks, lines
+
+    model = small()
+    found, graph = node_bytes(model, (5, 7)), graph_of(model.SerializeToString())
+    assert list(found) == [node.name for node in graph.nodes]
+    fused = {"layer": "x", "nodes": ["conv", "sigmoid", "mul"], "type": "", "ms": 1.0, "share": 1.0, "note": ""}
+    (line,) = lines([fused], {}, found, {}, Peaks({}, 1e9), batch, graph)
+    assert line["bytes"] == batch * (3 * 5 * 7 * 4 + MAP) + (4 * 27 + 4) * 4
