@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from tinkit import recipes
-from tinkit.budget import parse_budget
 from tinkit.errors import TinkitError
 from tinkit.recipes import known, load_device, load_target
 from tinkit.strict import nearest
@@ -62,6 +61,7 @@ def test_every_shipped_device_loads_by_name_and_path(path):
     device = load_device(path.stem)
     assert device.name == load_device(str(path)).name == path.stem
     assert isinstance(device.batches, tuple)
+    assert recipes.ignored("device") == []
 
 
 def test_known_lists_just_the_shipped_files():
@@ -200,28 +200,66 @@ def test_the_limits_themselves_are_allowed():
 
 DEVICE_FAULTS = [
     "threads = 0", "threads = 1.5", "batches = []", "batches = [0]", 'batches = ["one"]', "batches = 8", "min_samples = 199",
-    'runtime = "gpu"', "warmup_s = -1.0", 'min_seconds = "three"',
+    'runtimes = ["gpu"]', "runtimes = []", 'runtimes = "onnxruntime"', "runtimes = [1]", "warmup_s = -1.0",
+    'min_seconds = "three"',
+    "streams = [0]", "streams = []", "memory_gb = -1", "memory_gb = true", "bandwidth_gb_s = -1", 'boards = "p3767-0003"',
+    "boards = [3767]", "targets = [true]", 'unverified = ["gpu.core"]', 'unverified = ["modes.25W"]', "modes = 3",
+    "unsupported = true", "sources = []", "sources = { boards = 1 }", "sources = { gpus = 'a data sheet' }",
+    "fits = { 6 = 'trt-fp16' }", "fits = { 6 = ['trt-fp16'] }",
 ]  # fmt: skip
+INNER_FAULTS = {  # line -> the key that the message names
+    "gpu = 8": "GpuFacts",
+    "gpu = { cores = -1 }": "gpu.cores",
+    "gpu = { cores = 1.5 }": "cores",
+    "gpu = { sm = 8.7 }": "sm",
+    "modes = { 25W = { gpu_mhz = -1 } }": "gpu_mhz",
+    "modes = { 25W = { gpu_mhz = '918' } }": "gpu_mhz",
+    "modes = { 25W = 918 }": "PowerMode",
+}
 
 
-@pytest.mark.parametrize("fault", DEVICE_FAULTS)
-def test_a_device_out_of_range_is_refused(fault):
-    name = fault.split()[0]
-    lines = [line for line in DEVICES[0].read_text().splitlines() if not line.startswith(name)]
-    Path("board.toml").write_text("\n".join([*lines, fault]))
-    with pytest.raises(TinkitError, match=r"out of range|wrong type") as caught:
-        load_device("board.toml")
-    assert name in caught.value.seen
-
-
-def test_budgets_are_read_as_written():
-    assert parse_budget("p95_ms<5, peak_mb<=300,load_ms=20") == {"p95_ms": 5.0, "peak_mb": 300.0, "load_ms": 20.0}
+def x86_cpu_with(line):
+    """The shipped profile of a plain processor, in board.toml, with this line instead of the one of the same key."""
+    lines = (CHECKOUT / "profiles" / "x86-cpu.toml").read_text().splitlines()
+    name = line.split()[0]
+    Path("board.toml").write_text("\n".join([*(one for one in lines if one.split()[0] != name), line]))
 
 
 @pytest.mark.parametrize(
-    "text", ["p95_ms", "p95<5", "p95_ms<zero", "p95_ms<0", "p95_ms<-1", "p95_ms<nan", "p95_ms<inf"]
+    ("fault", "key"), [*((fault, fault.split()[0]) for fault in DEVICE_FAULTS), *INNER_FAULTS.items()]
 )
-def test_a_budget_that_means_nothing_is_refused(text):
-    with pytest.raises(TinkitError) as caught:
-        parse_budget(text)
-    assert caught.value.where == "--budget"
+def test_a_device_out_of_range_is_refused(fault, key):
+    x86_cpu_with(fault)
+    with pytest.raises(TinkitError, match=r"out of range|wrong type|wants a table") as caught:
+        load_device("board.toml")
+    assert key in caught.value.seen
+    assert caught.value.where == "board.toml"
+
+
+TYPOS = {
+    "target = ['onnx-fp32']": ("target", "targets"),
+    "gpu = { core = 8 }": ("core", "cores"),
+    "modes = { 25W = { gpu_mh = 918 } }": ("gpu_mh", "gpu_mhz"),
+    "jetpacks = ['6.2']": ("jetpacks", "jetpack"),
+    "budget = 'p95_ms<5'": ("budget", ""),  # none here: budgets are the product's
+}
+
+
+@pytest.mark.parametrize("line", TYPOS)
+def test_a_typo_in_a_device_names_the_nearest_key(line):
+    wrong, right = TYPOS[line]
+    x86_cpu_with(line)
+    with pytest.raises(TinkitError, match="does not know") as caught:
+        load_device("board.toml")
+    assert caught.value.seen == wrong
+    assert right in caught.value.next_step
+
+
+def test_an_old_device_file_is_told_what_to_write_instead():
+    text = (CHECKOUT / "profiles" / "x86-cpu.toml").read_text()
+    assert 'runtimes = ["onnxruntime"]' in text
+    Path("board.toml").write_text(text.replace('runtimes = ["onnxruntime"]', 'runtime = "onnxruntime"'))
+    with pytest.raises(TinkitError, match="now `runtimes`") as caught:
+        load_device("board.toml")
+    assert (caught.value.where, caught.value.seen) == ("board.toml", "runtime = 'onnxruntime'")
+    assert caught.value.next_step == 'write runtimes = ["onnxruntime"]'

@@ -111,7 +111,9 @@ class DeviceProfile:
             strange = [target for target in targets if target not in self.targets]
             check(not strange, "fits." + jetpack, strange, "targets that `targets` lists too")
         for key in self.unverified + tuple(self.sources):
-            check(_has_key(self, key), "unverified or sources", key, "a key of this file, such as gpu.cores or modes.25W")
+            check(
+                _has_key(self, key), "unverified or sources", key, "a key of this file, such as gpu.cores or modes.25W"
+            )
 
     @property
     def runtime(self):
@@ -149,7 +151,10 @@ class DeviceProfile:
         """Raises CannotJudge for a device that is data only."""
         if self.unsupported:
             raise CannotJudge(
-                "tinkit does not support this device.", where=self.path or None, seen=self.name, next_step=self.unsupported
+                "tinkit does not support this device.",
+                where=self.path or None,
+                seen=self.name,
+                next_step=self.unsupported,
             )
 
     def to_json(self):

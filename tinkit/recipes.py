@@ -77,7 +77,7 @@ def match_device(facts, runtime, arch=""):
             return profile.name
     if not module:
         alike = [profile for profile in able if any(word.lower() in model for word in profile.models)]
-        fitting = [profile for profile in alike if _memory_fits(profile, _memory_gb(facts))]
+        fitting = [profile for profile in alike if _memory_fits(profile, memory_gb(facts))]
         if len(fitting) == 1:
             return fitting[0].name
     jetson = _text(facts, "soc") or module
@@ -111,12 +111,14 @@ def disagreements(profile, facts, machine=None):
         found.append(("SM", profile.gpu.sm, sm))
     if gpus and profile.gpu.name and profile.gpu.name not in gpus:
         found.append(("GPU", profile.gpu.name, ", ".join(gpus)))
-    memory_gb = _memory_gb(facts) or _memory_gb(machine)
-    if not _memory_fits(profile, memory_gb):
-        found.append(("memory", "{:g} GB".format(profile.memory_gb), "{:.1f} GB".format(memory_gb)))
-    if jetpack and profile.jetpack and not set(jetpack.split(" or ")) & set(profile.jetpack):
+    seen_gb = memory_gb(facts) or memory_gb(machine)
+    if not _memory_fits(profile, seen_gb):
+        found.append(("memory", "{:g} GB".format(profile.memory_gb), "{:.1f} GB".format(seen_gb)))
+    if not jetpack and _text(facts, "l4t"):
+        jetpack = "one that is not known, L4T " + _text(facts, "l4t")
+    if jetpack and profile.jetpack and jetpack not in profile.jetpack:
         found.append(("JetPack", ", ".join(profile.jetpack), jetpack))
-    return [(what, says, _told(board)) for what, says, board in found + _mode_disagreements(profile, facts, mode)]
+    return [(what, says, told(board)) for what, says, board in found + _mode_disagreements(profile, facts, mode)]
 
 
 def _mode_disagreements(profile, facts, mode):
@@ -138,13 +140,13 @@ def _mode_disagreements(profile, facts, mode):
     return found
 
 
-def _memory_fits(profile, memory_gb):
-    if not memory_gb or not profile.memory_gb:
+def _memory_fits(profile, seen_gb):
+    if not seen_gb or not profile.memory_gb:
         return True
-    return LEAST_MEMORY <= memory_gb / profile.memory_gb <= MOST_MEMORY
+    return LEAST_MEMORY <= seen_gb / profile.memory_gb <= MOST_MEMORY
 
 
-def _memory_gb(facts):
+def memory_gb(facts):
     """Of a board's facts (memory_mb) or a machine's (memory_gb); 0.0 where it is not told."""
     return _number(facts, "memory_mb") / 1000 or _number(facts, "memory_gb")
 
@@ -165,7 +167,7 @@ def _number(facts, key):
     return float(value) if type(value) in (int, float) and 0 < value < 1e12 else 0.0
 
 
-def _told(text):
+def told(text):
     """Text of a board as it may be printed: no control characters, and not without end."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)[:200]
 

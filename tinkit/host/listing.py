@@ -47,7 +47,7 @@ def _devices():
     for name, path in recipes.known("device").items():
         device = recipes.load_device(path)
         words = device.description + (f" (unsupported: {device.unsupported})" if device.unsupported else "")
-        words += f" (from memory: {', '.join(device.unverified)})" if device.unverified else ""
+        words += f" ({len(device.unverified)} facts unverified)" if device.unverified else ""
         table.append((name, ", ".join(device.runtimes), device.arch, " ".join(device.modes), words, _where(path)))
     return ("device", "runtimes", "processor", "power modes", "description", "from"), table
 
