@@ -154,6 +154,22 @@ def test_layers_by_median_where_there_is_one():
     assert (old["count"], old["layers"][0]["ms"]) == (4216, 0.0122041)
 
 
+def test_layers_that_cannot_be_are_left_out():
+    good = {"name": "conv", "averageMs": 1, "percentage": 100}
+    bad = [
+        dict(good, percentage=100.1),
+        dict(good, averageMs=-1),
+        dict(good, name=3),
+        dict(good, medianMs="1"),
+        7,
+        None,
+    ]
+    assert parse_layers(json.dumps([{"count": -1}, *bad, good])) == {
+        "count": 0,
+        "layers": [{"layer": "conv", "ms": 1, "share": 1}],
+    }
+
+
 def test_sizes_are_capped(tmp_path, monkeypatch):
     big = tmp_path / "times.json"
     big.write_text("x" * 101)
