@@ -88,7 +88,9 @@ def test_openvino_names_the_same_layers(path):
 
     with OpenVinoRuntime(path) as runtime:
         found = profiled(runtime, PICTURES, runs=9, model_path=path)
-    assert held(found.layers) == FUSED
+    seen = held(found.layers)  # what takes less than a microsecond is not told by OpenVINO
+    assert seen == [names for names in FUSED if names in seen]
+    assert [names for names in FUSED[:3] if names not in seen] == []
     assert {layer["type"] for layer in found.layers if not layer["nodes"]} <= {"Reorder"}
     assert 0 < sum(layer["ms"] for layer in found.layers) <= found.profiled_ms * 1.05
 
@@ -318,6 +320,21 @@ def test_openvinos_layers_take_the_product_that_they_do_not_name_and_nothing_els
     assert openvino_layers.nodes_of_names(graph, kept, kinds) == {"mvn": [], "x": ["product", "bias"], "y": ["erf"]}
     kept["mvn"] = ["product/WithoutBiases"]  # of another layer: then it is not taken
     assert openvino_layers.nodes_of_names(graph, kept, kinds) == {"mvn": ["product"], "x": ["bias"], "y": ["erf"]}
+
+
+def test_what_lies_between_two_nodes_of_an_openvino_layer_is_in_it():
+    graph = Graph(
+        [
+            node("norm", "LayerNormalization", "image", "t0"),
+            node("conv", "Conv", "t0 w", "t1"),
+            node("sigmoid", "Sigmoid", "t1", "t2"),
+            node("mul", "Mul", "t1 t2", "t3"),
+            node("erf", "Erf", "t3", "t4"),
+        ],
+        {"w"},
+    )
+    found = openvino_layers.nodes_of_names(graph, {"a": ["conv", "mul"]}, {"a": "Convolution"})
+    assert found == {"a": ["conv", "sigmoid", "mul"]}
 
 
 def test_openvinos_averages_become_the_mean_of_the_last_runs():

@@ -1,11 +1,10 @@
 """Bytes of nodes by hand: shapes x items, weights as they are stored, one picture of any batch."""
 
 import numpy as np
-import onnx
 import pytest
 from graph_parts import graph_model, overflowing, quantised
 
-from tinkit.host.graphs import node_macs
+from tinkit.host.graphs import constant_names
 from tinkit.host.half import to_half
 from tinkit.host.node_bytes import node_bytes
 
@@ -58,16 +57,27 @@ def test_half_floats_are_half_as_many():
         assert half[name] == [count // 2 for count in full[name]], name
 
 
-def test_weights_are_counted_as_they_are_stored_and_what_is_the_same_for_every_picture_costs_none_nothing():
-    model = quantised()
-    found = node_bytes(model, 6)
-    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    int8 = sum(value.nbytes for value in stored.values() if value.dtype == np.int8 and value.ndim > 1)
-    assert int8 > 0
-    assert sum(found[name][2] for name in node_macs(model, 6)) == int8
-    constant = [name for name, counts in found.items() if counts == [0, 0, 0]]
-    assert constant
-    assert {node.op_type for node in model.graph.node if node.name in constant} == {"DequantizeLinear"}
+@pytest.mark.parametrize("precision", ["", "fp16"])
+def test_weights_behind_q_dq_are_int8_and_what_is_the_same_for_every_picture_costs_no_picture_anything(precision):
+    model = to_half(quantised(), precision)[0] if precision else quantised()
+    found, item = node_bytes(model, 6), 2 if precision else 4
+    assert (found["Conv"][2], found["MatMul"][2]) == (8 * 4 * 9 + 8 * item, 8 * 5)  # the Conv has a bias as well
+    assert found["Add"] == [2 * 5 * item, 5 * item, 5 * item]
+    constants = constant_names(model)
+    for node in model.graph.node:
+        if node.output[0] in constants:
+            assert found[node.name] == [0, 0, 0]
+    assert {node.op_type for node in model.graph.node if node.output[0] in constants} >= {"QuantizeLinear"}
+
+
+def test_a_stored_int8_weight_is_int8_and_a_small_one_is_not_made_larger():
+    constants = {"w": np.ones((4, 6), np.int8), "s": np.float32(0.1), "z": np.int8(0)}
+    nodes = [
+        ("DequantizeLinear", ["w", "s", "z"], "v", {"name": "dq"}),
+        ("MatMul", ["image", "v"], "embedding", {"name": "p"}),
+    ]
+    found = node_bytes(graph_model(nodes, constants, ["batch", 4], {"embedding": ["batch", 6]}), 1)
+    assert found == {"dq": [0, 0, 0], "p": [16 + 24, 24, 24]}
 
 
 def test_a_node_without_a_name_is_called_by_its_output():

@@ -2,7 +2,7 @@
 
 OpenVINO keeps "original names" of what it fused into a layer, but not all [ran, 2026.4]: of Conv, BatchNormalization, Relu the
 last two, of MatMul + Add the Add, of a node that writes an output the output's name. A layer that multiplies and names no
-product is the nearest one before what it names. Nothing else is added: a LayerNormalization it rewrote stays without a name.
+product is the nearest one before what it names; what lies between two of its nodes is its own. Nothing else is added: a LayerNormalization it rewrote stays without a name.
 Its times are averages since the compilation [ran, 2026.4], so here a layer's ms is the mean of the runs, not their median.
 """
 
@@ -78,6 +78,7 @@ def nodes_of_names(graph, kept_names, kinds):
     for layer in list(held):
         others = {name for other, names in held.items() if other != layer for name in names}
         held[layer] |= _product(graph, held[layer], others, PRODUCTS.get(kinds[layer], ()))
+        held[layer] |= _inside(graph, held[layer], others)
     order = {node.name: index for index, node in enumerate(graph.nodes)}
     return {layer: sorted(names, key=lambda name: order[name]) for layer, names in held.items()}
 
@@ -91,3 +92,9 @@ def _product(graph, names, others, operators):
     if len(products) != 1:
         return set()
     return before - nodes_between(graph, set(graph.by_name[products[0]].inputs), set(), others)
+
+
+def _inside(graph, names, others):
+    """Nodes on a way from one of the nodes `names` to another, which no other layer names."""
+    before = nodes_between(graph, {tensor for name in names for tensor in graph.by_name[name].outputs}, set(), others)
+    return {name for name in before if names & nodes_between(graph, set(graph.by_name[name].inputs), set(), others)}

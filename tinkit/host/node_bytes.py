@@ -1,7 +1,8 @@
 """How many bytes each node of a graph reads and writes for one picture: what a layer's least time on a board needs.
 
-Sizes are those of the tensors as they stand in the graph, weights as they are stored (int8 behind a DequantizeLinear, fp16
-behind a Cast). Nothing is said about caches, padding or layouts. The board subtracts what stays inside a fused layer.
+Sizes are those of the tensors as they stand in the graph; of a weight, of its smallest form on the way to its node (int8
+behind a DequantizeLinear, also where the file holds fp32 and a QuantizeLinear): that is what a runtime keeps. Nothing is
+said about caches, padding or layouts. The board subtracts what stays inside a fused layer.
 """
 
 import math
@@ -9,7 +10,7 @@ import math
 import numpy as np
 import onnx
 
-from tinkit.host.graphs import _shapes, _shapes_seen, constant_names, tensor_types, weight_sources
+from tinkit.host.graphs import CARRIERS, _shapes, _shapes_seen, constant_names, tensor_types
 
 SELECTING = ("Gather", "GatherElements", "GatherND", "Slice", "Split")  # they need not read what they do not give
 
@@ -23,18 +24,27 @@ def node_bytes(model, size) -> dict[str, list[int]]:
     dtype is not known.
     """
     sizes, batch = _tensor_bytes(model, size)
-    constants, sources = constant_names(model), weight_sources(model)
+    constants, writers = constant_names(model), {node.output[0]: node for node in model.graph.node}
     found = {}
     for node in model.graph.node:
         name = node.name or node.output[0]
         if all(tensor in constants for tensor in node.output if tensor):
             found[name] = [0, 0, 0]
             continue
-        weights = sum(sizes[sources.get(tensor, tensor)] for tensor in _inputs(node) if tensor in constants)
+        weights = sum(_smallest_form(tensor, sizes, writers) for tensor in _inputs(node) if tensor in constants)
         read = sum(sizes[tensor] // batch for tensor in _inputs(node) if tensor not in constants)
         written = sum(sizes[tensor] // batch for tensor in node.output if tensor)
         found[name] = [weights + (min(read, written) if node.op_type in SELECTING else read), written, weights]
     return found
+
+
+def _smallest_form(tensor, sizes, writers) -> int:
+    """Bytes of a constant in its smallest form between the initialiser and the node that reads `tensor`."""
+    least = sizes[tensor]
+    while tensor in writers and writers[tensor].op_type in CARRIERS:
+        tensor = writers[tensor].input[0]
+        least = min(least, sizes[tensor])
+    return least
 
 
 def _inputs(node) -> list[str]:
