@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -274,6 +275,23 @@ def test_a_closed_runtime_does_nothing(path):
             use()
 
 
+def test_a_second_stream_is_a_model_of_its_own_that_runs_at_the_same_time(path):
+    with OpenVinoRuntime(path) as runtime:
+        with runtime.again() as other, ThreadPoolExecutor(2) as pool:
+            feeds = [{"image": pictures(count, seed=count)} for count in (1, 3)]
+            expected = [runtime.run(one)["embedding"] for one in feeds]
+            for _ in range(20):
+                runs = [pool.submit(one.run, given) for one, given in zip((runtime, other), feeds)]
+                for run, wanted in zip(runs, expected):
+                    np.testing.assert_array_equal(run.result()["embedding"], wanted)
+            assert other.conditions == dict(runtime.conditions, enable_cpu_pinning=False)
+        assert set(runtime.run(feeds[0])) == {"embedding"}  # the second one took nothing with it
+        with pytest.raises(ValueError, match="closed"):
+            other.run(feeds[0])
+    with pytest.raises(ValueError, match="closed"):
+        runtime.again()
+
+
 def test_an_unknown_arithmetic_is_a_programmers_error(path):
     with pytest.raises(ValueError, match="unknown arithmetic"):
         OpenVinoRuntime(path, compute="int8")
@@ -296,7 +314,9 @@ def test_the_device_profile_is_there():
 def test_an_output_keeps_its_name_where_openvino_folds_nodes_into_it(tmp_path):
     from onnx import TensorProto, helper, save
 
-    image, answer = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in ("image", "answer"))
+    image, answer = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in ("image", "answer")
+    )
     nodes = [helper.make_node("Relu", ["image"], ["a"]), helper.make_node("Identity", ["a"], ["answer"])]
     graph = helper.make_graph(nodes, "folded", [image], [answer])
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "model.onnx")

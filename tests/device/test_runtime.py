@@ -1,6 +1,7 @@
 """onnxruntime behind the protocol: names, answers, and clear words when it is missing or the model is damaged."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -28,6 +29,16 @@ def test_a_closed_runtime_does_not_run(model_path):
         pass
     with pytest.raises(ValueError, match="closed"):
         runtime.run({})
+
+
+def test_a_second_stream_is_the_same_session_and_stays_open(model_path, exam):
+    feeds = {"image": normalise(exam.pixels, PREPROCESSING)}
+    with OnnxRuntime(model_path) as runtime:
+        with runtime.again() as other, ThreadPoolExecutor(2) as pool:
+            runs = [pool.submit(one.run, feeds) for one in (runtime, other) * 20]
+            for run in runs:
+                np.testing.assert_allclose(run.result()["embedding"], exam.answers["embedding"], atol=1e-5)
+        assert set(runtime.run(feeds)) == {"embedding"}
 
 
 def test_missing_onnxruntime_is_no_verdict_and_names_the_extra(model_path, monkeypatch):

@@ -40,7 +40,8 @@ def answers(pictures):
 
 def opened(driver, cuda, plan=b"plan", **more):
     """(trt, runtime) of a network; keywords of `network`, of FakeTensorRt and of TensorRtRuntime."""
-    trt = FakeTensorRt(driver, network(**{key: more.pop(key) for key in tuple(more) if key in NETWORK}))
+    version = more.pop("version", "10.3.0")
+    trt = FakeTensorRt(driver, network(**{key: more.pop(key) for key in tuple(more) if key in NETWORK}), version)
     return trt, TensorRtRuntime(trt, plan, FP16, cuda, **more)
 
 
@@ -312,6 +313,85 @@ def test_the_pretended_classes_have_no_member_that_a_real_version_lacks(version)
     assert {"INPUT"} <= set(enums["TensorIOMode"])
     assert {"JSON"} <= set(enums["LayerInformationFormat"])
     assert {"FLOAT", "HALF", "INT8", "INT32", "BOOL", "UINT8"} <= set(enums["DataType"])
+
+
+def test_a_cuda_graph_is_switched_on_and_off_between_runs(driver, cuda):
+    trt, runtime = opened(driver, cuda)
+    with runtime:
+        for wanted, launches in ((False, 0), (True, 2), (True, 5), (False, 5), (True, 7)):
+            runtime.use_cuda_graph(wanted)
+            assert runtime.conditions["cuda_graph"] is wanted
+            for _ in range(3):
+                np.testing.assert_array_equal(runtime.run({"image": PICTURES})["embedding"], answers(PICTURES))
+            assert driver.count("cuGraphLaunch") == launches
+            assert runtime.device_ms == pytest.approx(CLOCK_MS * 2)
+        kinds = [kind for kind, _ in driver.alive.values()]
+        assert kinds.count("graph executable") == 1
+        runtime.use_cuda_graph(False)
+        assert "graph executable" not in [kind for kind, _ in driver.alive.values()]
+    with pytest.raises(ValueError, match="closed"):
+        runtime.use_cuda_graph(True)
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_a_second_stream_has_its_own_context_stream_and_buffers(driver, cuda, cuda_graph):
+    trt, runtime = opened(driver, cuda, cuda_graph=cuda_graph)
+    with runtime:
+        before = kinds_alive(driver)
+        with runtime.again() as other:
+            assert kinds_alive(driver) == {kind: 2 * count for kind, count in before.items()}
+            assert len(trt.runtimes) == 1  # nothing is loaded again
+            assert other.conditions == runtime.conditions
+            for batch in (4, 1, 1, 1):
+                mine = runtime.run({"image": PICTURES[:batch]})["embedding"]
+                theirs = other.run({"image": -PICTURES[:4]})["embedding"]
+                np.testing.assert_array_equal(mine, answers(PICTURES[:batch]))
+                np.testing.assert_array_equal(theirs, answers(-PICTURES))
+        assert {kind: count for kind, count in kinds_alive(driver).items() if kind in before} == before
+        np.testing.assert_array_equal(runtime.run({"image": PICTURES})["embedding"], answers(PICTURES))
+    with pytest.raises(ValueError, match="closed"):
+        runtime.again()
+
+
+def kinds_alive(driver):
+    kinds = [kind for kind, _ in driver.alive.values()]
+    return {kind: kinds.count(kind) for kind in kinds}
+
+
+def test_an_engine_stays_until_its_second_stream_is_closed_too(driver, cuda):
+    trt, runtime = opened(driver, cuda)
+    engine = weakref.ref(runtime._engine._engine)
+    other = runtime.again()
+    runtime.close()
+    np.testing.assert_array_equal(other.run({"image": PICTURES})["embedding"], answers(PICTURES))
+    assert engine() is not None
+    other.close()
+    gc.collect()
+    assert engine() is None
+
+
+def test_a_second_stream_that_gets_no_memory_is_told_and_the_first_one_goes_on(driver, cuda):
+    trt, runtime = opened(driver, cuda)
+    with runtime:
+        before = kinds_alive(driver)
+        trt.network.fails["create_execution_context"] = "CUDA out of memory"
+        with pytest.raises(TinkitError, match="too little memory"):
+            runtime.again()
+        assert kinds_alive(driver) == before
+        np.testing.assert_array_equal(runtime.run({"image": PICTURES})["embedding"], answers(PICTURES))
+
+
+@pytest.mark.parametrize(("version", "batch", "able"), [("8.6.2", -1, False), ("8.6.2", 2, True), ("10.3.0", -1, True)])
+def test_tensorrt_8_has_a_second_stream_for_a_fixed_batch_only(driver, cuda, version, batch, able):
+    _, runtime = opened(driver, cuda, version=version, batch=batch)
+    with runtime:
+        if able:
+            with runtime.again() as other:
+                np.testing.assert_array_equal(other.run({"image": PICTURES[:2]})["embedding"], answers(PICTURES[:2]))
+            return
+        with pytest.raises(CannotJudge, match="two streams") as error:
+            runtime.again()
+    assert error.value.seen == "TensorRT 8.6.2, batch 1 to 4"
 
 
 # open_tensorrt: what is found, in which order, and what it says where something is missing.

@@ -29,12 +29,12 @@ class OpenVinoRuntime:
     """One model on the CPU: `threads` threads, one stream, arithmetic `compute` ("fp32", "bf16" or "fp16").
 
     Raises CannotJudge without openvino or where the CPU lacks the arithmetic, TinkitError for a model that does not load
-    or run. Answers are copies of the caller's own.
+    or run. Answers are copies of the caller's own. pinned=False: the threads may wander between cores.
     """
 
     name = "openvino"
 
-    def __init__(self, model_path, threads=1, compute="fp32"):
+    def __init__(self, model_path, threads=1, compute="fp32", pinned=True):
         if compute not in HINTS:
             raise ValueError("unknown arithmetic {!r}".format(compute))
         self._openvino = find_openvino()
@@ -48,6 +48,9 @@ class OpenVinoRuntime:
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # no quantisation that nobody asked for
             "CACHE_DIR": "",
         }
+        if not pinned:
+            options["ENABLE_CPU_PINNING"] = False
+        self._asked = model_path, threads, compute
         start = time.perf_counter()
         try:
             model, self._writers, given = _read(self._openvino, model_path)
@@ -75,6 +78,16 @@ class OpenVinoRuntime:
             }
         except _errors(self._openvino) as error:
             raise TinkitError("OpenVINO does not run the model.", seen=_words(error)) from None
+
+    def again(self):
+        """The model compiled once more, for another thread: a `with` closes it, and it takes its memory once more.
+
+        Another request of this one would wait its turn, for it has one stream; and two models with pinned threads share a
+        core (both measured: together they did what one does alone), so the threads of this one are not pinned.
+        """
+        if self._request is None:
+            raise ValueError("the runtime is closed")
+        return OpenVinoRuntime(*self._asked, pinned=False)
 
     def layer_precisions(self):
         """precision -> number of layers that compute in it (convolutions, products, elementwise, pooling, ...)."""

@@ -5,6 +5,7 @@ modules of their own. Arrays go in and come out in host memory, so a time taken 
 that is missing is said, never replaced.
 """
 
+import contextlib
 import time
 from dataclasses import dataclass
 from typing import Any, Dict, Protocol, Tuple
@@ -31,7 +32,11 @@ class Tensor:
 
 
 class Runtime(Protocol):
-    """A loaded model. Open it in a `with`; `load_ms` is the time from the file to a model that can run."""
+    """A loaded model. Open it in a `with`; `load_ms` is the time from the file to a model that can run.
+
+    One thread at a time. A runtime may also have `again()`: a context manager with a Runtime of the same model for another
+    thread, so that both run at once.
+    """
 
     name: str
     inputs: Tuple[Tensor, ...]
@@ -93,6 +98,10 @@ class OnnxRuntime:
             return dict(zip(self._names, self._session.run(self._names, feeds)))
         except self._errors as error:
             raise TinkitError("onnxruntime does not run the model.", seen=str(error)) from None
+
+    def again(self):
+        """Itself: a session may be run from several threads. More than one thread inside an operator are shared then."""
+        return contextlib.nullcontext(self)
 
     def versions(self):
         return {"onnxruntime": str(self._ort.__version__)}

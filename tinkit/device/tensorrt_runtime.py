@@ -110,20 +110,31 @@ class Slot:
     pinned: PinnedBuffer
 
 
+class AnotherContext(LoadedEngine):
+    """One more context of an engine that is loaded. The engine stays until the last one of them is closed."""
+
+    def __init__(self, first):
+        self.__dict__.update(vars(first), _context=None)
+        self._context = self._new_context()
+        self.set_batch(self.batch_range[1])
+
+
 class TensorRtRuntime:
     """A loaded engine: the Runtime protocol, with `inspector` (JSON text about its layers) and `facts` about the plan.
 
     load_ms: from the plan's bytes to an engine that can run, its build not included. device_ms: of the last run, the
     network on the GPU without copies, by events; None before. One thread at a time. The first run of another batch size
     costs more than the next ones. A CUDA graph is recorded after it and kept for as long as that size runs, because one
-    context's graph is only certain for the shapes that it was recorded with.
+    context's graph is only certain for the shapes that it was recorded with. of: a `LoadedEngine` that is open, to run
+    in another context of its own instead of loading the plan.
     Raises CannotJudge where TensorRT does not start, TinkitError for a plan that does not load and too little memory.
     """
 
     name = "tensorrt"
 
-    def __init__(self, trt, plan, target, cuda, logger=None, cuda_graph=False, host_code=False, facts=None):
+    def __init__(self, trt, plan, target, cuda, logger=None, cuda_graph=False, host_code=False, facts=None, of=None):
         start = time.perf_counter()
+        self._module, self._target = trt, target
         self._tensorrt, self._cuda = str(trt.__version__), cuda
         self.facts, self.device_ms, self._cuda_graph = dict(facts or {}), None, cuda_graph
         self._batch, self._graph, self._views = None, None, {}
@@ -132,8 +143,11 @@ class TensorRtRuntime:
         with contextlib.ExitStack() as until_loaded:  # an error half-way gives everything back
             self._stream = until_loaded.enter_context(Stream(cuda))
             self._events = [until_loaded.enter_context(Event(cuda)) for _ in range(2)]
-            logger, path = logger or recording_logger(trt), self.facts.get("engine")
-            engine = until_loaded.enter_context(LoadedEngine(trt, plan, cuda, logger, path, host_code))
+            if of is None:
+                logger, path = logger or recording_logger(trt), self.facts.get("engine")
+                engine = until_loaded.enter_context(LoadedEngine(trt, plan, cuda, logger, path, host_code))
+            else:
+                engine = until_loaded.enter_context(AnotherContext(of))
             self._engine, self.inspector, self.batch_range = engine, engine.inspector, engine.batch_range
             self.inputs, self.outputs = engine.inputs, engine.outputs
             self._slots = self._make_slots(until_loaded)
@@ -174,6 +188,34 @@ class TensorRtRuntime:
         if self._cuda_graph and self._graph is None:  # now, for TensorRT does work of its own in a shape's first run
             self._graph = self._recorded()
         return {slot.tensor.name: self._views[slot.tensor.name].copy() for slot in outputs}
+
+    def use_cuda_graph(self, wanted):
+        """Whether runs from now on go through a CUDA graph; recorded after the next run, or dropped at once."""
+        if self._owned is None:
+            raise ValueError("the runtime is closed")
+        self._cuda_graph = self.conditions["cuda_graph"] = bool(wanted)
+        if not wanted:
+            self._cuda.use()
+            self._close_graph()
+
+    def again(self):
+        """The same engine in another context with a stream and buffers of its own, for another thread; a `with` closes it.
+
+        The weights are there once, the activations twice. Close it before this one. Raises CannotJudge on TensorRT 8
+        for a free batch: it gives a shape profile to one context only (NVIDIA: shared by default since TensorRT 10).
+        """
+        if self._owned is None:
+            raise ValueError("the runtime is closed")
+        if self._tensorrt.startswith("8.") and any(tensor.shape[0] == "batch" for tensor in self.inputs):
+            raise CannotJudge(
+                "TensorRT 8 does not run an engine with a free batch in two streams.",
+                seen="TensorRT {}, batch {} to {}".format(self._tensorrt, *self.batch_range),
+                next_step="measure one stream, or export with a fixed batch",
+            )
+        graph, engine = self._cuda_graph, self._engine
+        return TensorRtRuntime(
+            self._module, None, self._target, self._cuda, cuda_graph=graph, facts=self.facts, of=engine
+        )
 
     def versions(self):
         return dict(self._cuda.versions(), tensorrt=self._tensorrt)
