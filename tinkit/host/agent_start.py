@@ -45,7 +45,7 @@ def place():
     os.makedirs(folder, exist_ok=True)
     for name in ("tinkit", "agent", "agents"):
         folder = os.path.join(folder, name)
-        own(folder, name != "tinkit")
+        own(folder, name in ("agent", "agents"))
     return os.path.join(folder, sha + ".pyz")
 def is_kept(path):
     if not os.path.isfile(path) or os.path.islink(path):
@@ -69,9 +69,10 @@ def take(path):
                 block = block[os.write(handle, block):]
         os.fsync(handle)
         os.close(handle)
-        if digest.hexdigest() != sha:
+        if digest.hexdigest() == sha:
+            os.rename(partial, path)
+        else:
             sorry("The agent arrived damaged.", path, "sha256 " + digest.hexdigest(), "try again")
-        os.rename(partial, path)
     finally:
         if os.path.lexists(partial):
             os.unlink(partial)

@@ -18,7 +18,7 @@ from tinkit.errors import CannotJudge, TinkitError
 from tinkit.host import received
 from tinkit.host.foreign import clean
 from tinkit.host.remote import PYTHON
-from tinkit.host.talk import answer, ask_hello, conversation, goodbye
+from tinkit.host.talk import answer, ask_hello, conversation
 from tinkit.results import Report
 
 REPORT, ENGINE = "report.json", "engine"
@@ -62,7 +62,7 @@ def profile_on(
     steps = Steps()
     with (
         _engine_file(fetch_engine, say) as engine,
-        conversation(host, steps, say, python=python, ssh_config=ssh_config, board_root=board_root) as connection,
+        conversation(host, steps, say, keep, python=python, ssh_config=ssh_config, board_root=board_root) as connection,
     ):
         hello = ask_hello(connection, steps, say)
         chosen = chosen or matched(hello, opened.target, options)
@@ -83,9 +83,9 @@ def profile_on(
         path = os.path.join(os.fspath(out or _default_out(opened, chosen)), REPORT)
         changes = {name: options[name] for name in ("warmup_s", "min_seconds") if options.get(name) is not None}
         report = received.checked_report(data, host, opened, replace(chosen, **changes), budget, path)
-        goodbye(connection, steps, keep, say)
-        counted = {"sent_bytes": connection.sent_bytes, "received_bytes": connection.received_bytes}
-    report = replace(report, steps=steps.seconds, transfer={**counted, **sent})
+    sent.update(sent_bytes=connection.sent_bytes, received_bytes=connection.received_bytes)
+    measured = received.steps_of({"steps": report.steps})
+    report = replace(report, steps={**measured, **steps.seconds}, transfer=sent)
     files.write_json(path, report.to_json())
     say(f"verdict  {report.verdict}; {path}")
     return report
@@ -95,20 +95,25 @@ def board_hello(host, python=PYTHON, ssh_config=None, board_root=None, say=None)
     """What the agent on a board tells about it, checked and cleaned; nothing stays there."""
     say, steps = say or (lambda line: None), Steps()
     with conversation(host, steps, say, python=python, ssh_config=ssh_config, board_root=board_root) as connection:
-        hello = ask_hello(connection, steps, say)
-        goodbye(connection, steps, False, say)
-    return hello
+        return ask_hello(connection, steps, say)
 
 
-def change_state(host, change, keep=False, python=PYTHON, ssh_config=None, board_root=None, say=None) -> dict:
-    """Ask the agent to change the board's state (`change` as tinkit/device/agent.py takes it); returns what it told last."""
+def change_state(
+    host, change, allow_state_change=False, python=PYTHON, ssh_config=None, board_root=None, wait_s=WAIT_S, say=None
+) -> list[str]:
+    """Have the board's mode or clocks changed, or put back; returns what was done, in lines.
+
+    change: {"mode": name, "pin_clocks": bool} or {"restore": True}; it stays until it is put back. Raises TinkitError,
+    also without allow_state_change.
+    """
     say, steps = say or (lambda line: None), Steps()
+    notes: list[str] = []
     with conversation(host, steps, say, python=python, ssh_config=ssh_config, board_root=board_root) as connection:
         ask_hello(connection, steps, say)
-        connection.ask({"ask": "state", "change": change})
-        message = answer(connection, "done", "it changes its state", say)
-        goodbye(connection, steps, keep, say)
-    return message
+        wanted = {**change, "allow_state_change": allow_state_change, "wait_s": wait_s}
+        connection.ask({"ask": "state", "change": wanted})
+        answer(connection, "done", "it changes its state", notes.append)
+    return notes
 
 
 def matched(hello, target, options):

@@ -26,13 +26,13 @@ SHOWN_LINES, KEPT_LINES = 200, 40  # of standard error
 class Connection:
     """An agent that listens: `ask` it, `listen` to it, `close` it. Counts the bytes of both ways, before ssh's encryption.
 
-    landed: whether the agent's own file had to be sent. Not for several threads.
+    landed: whether the agent's own file had to be sent; in_step: whether both sides know where they are in the conversation.
     """
 
     def __init__(self, process, host, python, ssh_config=None, say=None):
         self.host, self.process, self.python, self.ssh_config = host, process, python, ssh_config
         self.sent_bytes = self.received_bytes = 0
-        self.landed = False
+        self.landed, self.in_step = False, True
         self._say = say or (lambda line: None)
         self._words, self._late, self._reader = deque(maxlen=KEPT_LINES), "", None
         self._writing, self._over = threading.Lock(), threading.Event()
@@ -112,11 +112,19 @@ class Connection:
         except StreamEnded:
             raise self.lost(doing) from None
         except FrameError as error:
-            where = f"{self.host}, while {doing}"
-            raise FrameError(f"The board is not understood. {error.what}", where=where, seen=error.seen) from None
+            raise self.out_of_step(f"The board is not understood. {error.what}", doing, error.seen) from None
+        except BaseException:
+            self.in_step = False  # in the middle of a file
+            raise
+
+    def out_of_step(self, what, doing, seen):
+        """The TinkitError for a far side that does not keep to the conversation: it is not spoken to any more."""
+        self.in_step = False
+        return TinkitError(what, where=f"{self.host}, while {doing}", seen=clean(seen, 300))
 
     def lost(self, doing):
         """The TinkitError for a far side that is gone."""
+        self.in_step = False
         if self._late:
             return self._too_late()
         code = self._code()

@@ -29,7 +29,7 @@ def clean(text, limit=MAX_LINE):
     shown = "".join(
         " " if c in "\t\r\n" else c for c in shown if c in "\t\r\n" or unicodedata.category(c) not in UNSEEN
     )
-    shown = shown.strip(" ") if "\n" in text or "\r" in text else shown.rstrip(" ")
+    shown = shown.rstrip(" ")
     return shown if len(shown) <= limit else shown[: limit - 4] + " ..."
 
 

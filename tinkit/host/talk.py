@@ -20,14 +20,24 @@ HELLO_KINDS = {"tinkit": str, "python": str, "numpy": str, "machine": dict, "boa
 
 
 @contextlib.contextmanager
-def conversation(host, steps, say, **where):
-    """An open connection; Ctrl-C ends it, waits until the board has set back what it changed, and becomes Interrupted."""
+def conversation(host, steps, say, keep=False, **where):
+    """An open connection. In whatever way the block ends, the board is asked to tidy up, or the end of the channel does.
+
+    keep: leave the board's cache. where: python, ssh_config and board_root of `remote.connect`. Raises Interrupted for
+    Ctrl-C, when the agent has ended; until then it sets back what it changed.
+    """
     connection = None
     try:
         say(f"host     {clean(host, 200)}")
         with steps.of("connect"):
             connection = connect(host, say=say, **where)
-        yield connection
+        try:
+            yield connection
+        except TinkitError:
+            if connection.in_step:
+                goodbye(connection, steps, keep, say)
+            raise
+        goodbye(connection, steps, keep, say)
     except KeyboardInterrupt:
         said = "the board was not reached"
         if connection is not None:
@@ -45,10 +55,13 @@ def conversation(host, steps, say, **where):
 
 
 def ask_hello(connection, steps, say):
-    """The checked hello."""
+    """The checked hello; what an interrupted run had left there, and is put right now, is told."""
     with steps.of("hello"), connection.within(HELLO_S, "the agent said hello"):
         connection.ask({"ask": "hello"})
-        return checked_hello(answer(connection, "hello", "it said hello", say), connection.host)
+        message = answer(connection, "hello", "it said hello", say)
+    for note in message["notes"] if isinstance(message.get("notes"), list) else ():
+        say(clean(note))
+    return checked_hello(message, connection.host)
 
 
 def checked_hello(message, host):
@@ -79,9 +92,7 @@ def answer(connection, wanted, doing, say, take=None, most=0):
             with connection.still_there(doing):
                 take(message.get("name"), payload)
         elif payload.size:
-            raise TinkitError(
-                "The board sent bytes that were not asked for.", where=connection.host, seen=f"{payload.size}"
-            )
+            raise connection.out_of_step("The board sent bytes that were not asked for.", doing, str(payload.size))
         elif tell == "say":
             say(clean(message.get("line", "")))
         elif tell == "error":
@@ -89,12 +100,8 @@ def answer(connection, wanted, doing, say, take=None, most=0):
         elif tell == wanted:
             return message
         else:
-            raise TinkitError(
-                "The board answers something else than it was asked.",
-                where=f"{connection.host}, while {doing}",
-                seen=clean(str(message), 200),
-            )
-    raise TinkitError("The board talks without end.", where=connection.host, seen=f"{MAX_LINES} lines")
+            raise connection.out_of_step("The board answers something else than it was asked.", doing, str(message))
+    raise connection.out_of_step("The board talks without end.", doing, f"{MAX_LINES} lines")
 
 
 def goodbye(connection, steps, keep, say):
