@@ -64,7 +64,7 @@ def test_onnxruntime_names_every_node_once(path):
         assert layer["type"]
     assert {layer["type"] for layer in found.layers if not layer["nodes"]} <= {"ReorderInput", "ReorderOutput"}
     assert sum(layer["share"] for layer in found.layers) == pytest.approx(1)
-    assert 0 < sum(layer["ms"] for layer in found.layers) <= found.profiled_ms * 1.05
+    assert all(layer["ms"] >= 0 for layer in found.layers)
 
 
 def test_the_slowest_layer_is_the_one_that_works_most_and_the_sum_is_near_the_whole(tmp_path):
@@ -79,7 +79,10 @@ def test_the_slowest_layer_is_the_one_that_works_most_and_the_sum_is_near_the_wh
     with OnnxRuntime(path) as runtime:
         found = profiled(runtime, {"image": weights(1, 1024, 4)}, 9, path)
     assert max(found.layers, key=lambda layer: layer["ms"])["nodes"] == ["giant"]
-    assert 0.7 < sum(layer["ms"] for layer in found.layers) / found.profiled_ms <= 1.05
+        told, wholes, _ = onnxruntime_layers.onnxruntime_layers(runtime, {"image": weights(1, 1024, 4)}, (9, 12), path)
+    parts = [sum(ms for _, ms, _ in run) / whole for run, whole in zip(told, wholes)]
+    assert max(parts) <= 1.01  # of one run; medians of layers need not add up to the median of runs
+    assert 0.7 < sorted(parts)[4]
 
 
 def test_openvino_names_the_same_layers(path):
@@ -92,7 +95,7 @@ def test_openvino_names_the_same_layers(path):
     assert seen == [names for names in FUSED if names in seen]
     assert [names for names in FUSED[:3] if names not in seen] == []
     assert {layer["type"] for layer in found.layers if not layer["nodes"]} <= {"Reorder"}
-    assert 0 < sum(layer["ms"] for layer in found.layers) <= found.profiled_ms * 1.05
+    assert 0 < sum(layer["ms"] for layer in found.layers) <= found.profiled_ms * 1.05  # means on both sides
 
 
 @pytest.mark.parametrize("kind", ["onnxruntime", "openvino"])
