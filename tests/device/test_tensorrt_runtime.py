@@ -316,7 +316,7 @@ def test_the_pretended_classes_have_no_member_that_a_real_version_lacks(version)
 
 
 def test_a_cuda_graph_is_switched_on_and_off_between_runs(driver, cuda):
-    trt, runtime = opened(driver, cuda)
+    _, runtime = opened(driver, cuda)
     with runtime:
         for wanted, launches in ((False, 0), (True, 2), (True, 5), (False, 5), (True, 7)):
             runtime.use_cuda_graph(wanted)
@@ -359,7 +359,7 @@ def kinds_alive(driver):
 
 
 def test_an_engine_stays_until_its_second_stream_is_closed_too(driver, cuda):
-    trt, runtime = opened(driver, cuda)
+    _, runtime = opened(driver, cuda)
     engine = weakref.ref(runtime._engine._engine)
     other = runtime.again()
     runtime.close()

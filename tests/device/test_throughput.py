@@ -55,7 +55,6 @@ def test_streams_that_wait_for_each_other_are_not_faster():
     one = throughput(Sleeper(lock=lock), {}, 1, 1, 0.3, 1)
     two = throughput(Sleeper(lock=lock), {}, 1, 2, 0.3, 1)
     assert two["pictures_per_s"] < 1.2 * one["pictures_per_s"]
-    assert two["p50_ms"] > 1.6 * one["p50_ms"]
 
 
 class Ticks:
