@@ -82,7 +82,7 @@ def test_the_slowest_layer_is_the_one_that_works_most_and_the_sum_is_near_the_wh
     assert max(found.layers, key=lambda layer: layer["ms"])["nodes"] == ["giant"]
     parts = [sum(ms for _, ms, _ in run) / whole for run, whole in zip(told, wholes)]
     assert max(parts) <= 1.01  # of one run; medians of layers need not add up to the median of runs
-    assert 0.7 < sorted(parts)[4]
+    assert sorted(parts)[4] > 0.7
 
 
 def test_openvino_names_the_same_layers(path):
