@@ -2,12 +2,13 @@
 
 import contextlib
 import hashlib
+import io
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 from tinkit.device.wire import Reader, StreamEnded, write_frame
@@ -28,17 +29,45 @@ def kept_agent(cache):
     return path
 
 
+def planted_agent(folder, more=None):
+    """The agent with another `profile`: the job's option `behave` is what it does; then it writes a small report.
+
+    more: name in the zipapp -> code that is added at the end of that module.
+    """
+    path = Path(folder) / "planted.pyz"
+    with zipfile.ZipFile(io.BytesIO(agent_file()[0])) as real, zipfile.ZipFile(path, "w") as planted:
+        for name in real.namelist():
+            code = PLANTED.encode() if name == "tinkit/device/profile.py" else real.read(name)
+            planted.writestr(name, code + (more or {}).get(name, "").encode())
+    return path
+
+
+PLANTED = '''"""Planted by a test."""
+import os, signal, subprocess, sys, time
+from tinkit import files
+from tinkit.errors import CannotJudge, TinkitError
+
+def profile(bundle=None, device=None, out=None, require_target_runtime=False, say=None, root="/", engines=None,
+            behave="", layers=True):
+    assert require_target_runtime and device.name == "here"
+    engine = {}
+    say("began {}".format(os.getpid()))
+    exec(behave)
+    files.write_json(os.path.join(out, "report.json"), {"machine": {"engine": engine}, "bundle": sorted(os.listdir(bundle))})
+'''
+
+
 class Board:
     """The agent in a process. `ask` and `hear`; `close` ends its standard input. Everything it told is in `heard`."""
 
-    def __init__(self, cache, root="/", silence_s=60, name="", path=None, prefix=(), env=None):
+    def __init__(self, cache, root="/", silence_s=60, name="", path=None, limit=None):
         self.cache, self.heard = Path(cache), []
         values = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "TINKIT_RUN")}
-        values.update({"XDG_CACHE_HOME": str(cache), "TINKIT_MEASURING": name or f"test-{cache}", **(env or {})})
-        command = [sys.executable, "-W", "error", *prefix, str(path or kept_agent(cache)), "serve", "--root", str(root)]
-        pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
+        values.update({"XDG_CACHE_HOME": str(cache), "TINKIT_MEASURING": name or f"test-{cache}"})
+        command = [sys.executable, "-W", "error", str(path or kept_agent(cache)), "serve", "--root", str(root)]
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         self.process = subprocess.Popen(
-            [*command, "--silence", str(silence_s)], env=values, bufsize=0, cwd=str(cache), **pipes
+            [*command, "--silence", str(silence_s)], env=values, bufsize=0, cwd=str(cache), preexec_fn=limit, **pipes
         )
         self.reader = Reader(self.process.stdout)
 
@@ -81,6 +110,13 @@ class Board:
         self.send(ask, data, **parts)
         return self.until("hello", "kept", "done", "error", "bye")
 
+    def begin(self, job):
+        """Start a job; returns the number of the child's process, once it is in the middle of it."""
+        self.send("profile", job=job)
+        while not any(line.startswith("began ") for line in self.lines()):
+            assert self.hear()["tell"] == "say", self.heard[-1]
+        return int(self.lines()[-1].split()[1])
+
     def rest(self):
         """Everything that is told until the end of the stream."""
         told = []
@@ -117,18 +153,6 @@ def job_of(hashes, device=None, **changes):
     }
 
 
-def children_of(pid):
-    """Processes (alive) whose parent is `pid`."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                if int(fields[1]) == pid and fields[0] != "Z":
-                    found.append(int(entry.name))
-    return found
-
-
 def alive(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
@@ -144,7 +168,3 @@ def wait_for(condition, seconds=30):
             return False
         time.sleep(0.02)
     return True
-
-
-def kill(pid, number=signal.SIGKILL):
-    os.kill(pid, number)

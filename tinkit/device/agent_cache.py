@@ -133,8 +133,8 @@ class AgentCache:
     def _locked(self):
         """A handle that holds the shared lock of the folder as it is now; swept before, where nobody else has it."""
         while True:
-            own_folder(self.folder)
             try:
+                own_folder(self.folder)
                 self._lock = os.open(self.path(".lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             except FileNotFoundError:  # another agent has just removed the folder
                 continue
@@ -204,16 +204,16 @@ def default_folder():
 
 
 def own_folder(folder):
-    """Make a folder (0700) where it is not there, and check that nobody else can put anything into it."""
+    """Make a folder (0700) where it is not there, and check that nobody else can put anything into it.
+
+    Raises TinkitError where somebody can, FileNotFoundError where another agent removes it just now.
+    """
     parent = os.path.dirname(folder)
     os.makedirs(os.path.dirname(parent), exist_ok=True)
     for path in (parent, folder):
         with contextlib.suppress(FileExistsError):
             os.mkdir(path, 0o700)
-    try:
-        above, middle, seen = os.stat(os.path.dirname(parent)), os.lstat(parent), os.lstat(folder)
-    except FileNotFoundError:
-        return own_folder(folder)  # another agent has just removed it
+    above, middle, seen = os.stat(os.path.dirname(parent)), os.lstat(parent), os.lstat(folder)
     user = os.geteuid()
     if above.st_mode & stat.S_IWOTH:
         raise _not_ours(os.path.dirname(parent), "everybody can write there: a shared temporary folder")

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections import deque
 
 import tinkit
@@ -129,8 +130,8 @@ class Printed:
         *whole, self._half = (self._half + data).split(b"\n")
         if len(self._half) > LINE or not data:
             whole, self._half = whole + [self._half], b""
-        found = [line.decode("utf-8", "replace").strip()[:LINE] for line in whole]
-        found = [line for line in found if line]
+        found = [line.decode("utf-8", "replace").rstrip()[:LINE] for line in whole]
+        found = [line for line in found if line.strip(" ^~")]  # nor the marks that Python puts below a line
         self._last.extend(found)
         room = max(0, MOST_LINES - self._told)
         self._told += len(found)
@@ -148,7 +149,7 @@ class Printed:
             next_step = (
                 "the board may have run out of memory (see `dmesg` there): close other programs, or a smaller batch"
             )
-        seen = "; ".join([how] + list(self._last))[-4 * LINE :]
+        seen = "; ".join([how] + [line.strip() for line in self._last])[-4 * LINE :]
         return TinkitError("The measurement on the board ended without a report.", seen=seen, next_step=next_step)
 
 
@@ -180,6 +181,7 @@ def work(run, tell, root, cache):
     os.set_inheritable(tell, False)
     _watch_the_parent(os.path.join(cache, "state"), root)
     faulthandler.enable()
+    sys.excepthook = traceback.print_exception  # the built-in one shows lines of other files for code in a zip
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as handle:
         handle.write("500")  # where memory runs out, this one goes and the parent is left to tell
     lock, stream = threading.Lock(), os.fdopen(tell, "wb")
