@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from tinkit.device import board
-from tinkit.errors import CannotJudge
-from tinkit.recipes import load_device
+from tinkit.recipes import load_device, match_device
 
 
 def test_this_machine_tells_its_conditions():
@@ -48,18 +47,18 @@ def test_a_machine_that_tells_nothing_is_not_guessed(tmp_path, monkeypatch):
     [("x86_64", "x86_64", "x86-cpu"), ("AMD64", "x86_64", "x86-cpu"), ("aarch64", "aarch64", "arm64-cpu")]
     + [("arm64", "aarch64", "arm64-cpu")],
 )
-def test_device_is_detected_and_its_recipe_is_of_that_processor(monkeypatch, machine, arch, profile):
+def test_a_processor_goes_by_one_name_and_has_a_profile(monkeypatch, machine, arch, profile):
     monkeypatch.setattr(platform, "machine", lambda: machine)
-    assert board.detect_device() == profile
+    assert board.architecture() == arch
+    assert match_device({}, "onnxruntime", board.architecture()) == profile
     assert load_device(profile).arch == arch
 
 
-def test_an_unknown_processor_is_not_judged(monkeypatch):
-    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
-    with pytest.raises(CannotJudge) as error:
-        board.detect_device()
-    assert error.value.seen == "riscv64"
-    assert "--device" in error.value.next_step
+def test_of_a_board_that_is_played_back_the_processor_is_its_own(tmp_path):
+    assert board.architecture(str(tmp_path)) == board.architecture()
+    (tmp_path / "proc" / "sys" / "kernel").mkdir(parents=True)
+    (tmp_path / "proc" / "sys" / "kernel" / "arch").write_text("riscv64\n")
+    assert board.architecture(str(tmp_path)) == "riscv64"
 
 
 def test_peak_memory_sees_what_was_touched_and_never_falls():

@@ -10,13 +10,7 @@ import os
 import platform
 import sys
 
-from tinkit.errors import CannotJudge
-
-ARCHITECTURES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
-PROFILES = {
-    "x86_64": {"onnxruntime": "x86-cpu", "openvino": "x86-openvino", "tensorrt": "x86-tensorrt"},
-    "aarch64": {"onnxruntime": "arm64-cpu", "tensorrt": "arm64-tensorrt"},
-}
+from tinkit.recipes import ARCHITECTURES
 
 
 def machine(root="/"):
@@ -24,7 +18,7 @@ def machine(root="/"):
     memory = _memory_bytes()
     facts = {
         "cpu": _cpu_model(root),
-        "arch": architecture(),
+        "arch": architecture(root),
         "cores": os.cpu_count() or 0,
         "usable_cores": usable_cores(),
         "memory_gb": round(memory / 1e9, 1) if memory else "unknown",
@@ -41,25 +35,13 @@ def machine(root="/"):
     return facts
 
 
-def architecture():
-    """`x86_64` or `aarch64` where it is one of these by another name; else what the system says."""
-    seen = platform.machine()
-    return ARCHITECTURES.get(seen.lower(), seen)
+def architecture(root="/"):
+    """`x86_64` or `aarch64` where it is one of these by another name; else what the system says.
 
-
-def detect_device(runtime="onnxruntime"):
-    """The name of the shipped device profile that fits this machine and has this runtime, else the one of its processor.
-
-    Raises CannotJudge for an unknown architecture.
+    Of a board that is played back it is what its own files say, where they do.
     """
-    seen = architecture()
-    if seen not in PROFILES:
-        raise CannotJudge(
-            "There is no device profile for this processor.",
-            seen=seen or "an unknown architecture",
-            next_step="write one (profiles/*.toml) and name it with --device",
-        )
-    return PROFILES[seen].get(runtime, PROFILES[seen]["onnxruntime"])
+    seen = (_first_line(root, "proc/sys/kernel/arch") if root != "/" else "") or platform.machine()
+    return ARCHITECTURES.get(seen.lower(), seen)
 
 
 def usable_cores():

@@ -31,6 +31,7 @@ from tinkit.device.sitting import sit_exam
 from tinkit.device.steps import Steps
 from tinkit.device.trtexec import agreement, run_trtexec
 from tinkit.device.watch import Watch
+from tinkit.device_profile import DeviceProfile
 from tinkit.errors import CannotJudge, TinkitError
 from tinkit.fidelity import Fidelity
 from tinkit.results import Report
@@ -101,12 +102,15 @@ def profile(
             found = measure_model(subject, watch, steps, scenarios, layers, facts["power_mode"], say)
         summary = watch.summary()
         latency, marks = marked(found, watch)
-        load_ms, versions = runtime.load_ms, runtime.versions()
+        load_ms, versions, inputs = runtime.load_ms, runtime.versions(), runtime.inputs
         if getattr(runtime, "facts", None):  # of an engine: how long it took to build, the power mode, where it is kept
             machine.update(engine=runtime.facts)
     peak_mb = board.peak_memory_mb()
     machine.update(load_after=board.load_average())
-    trtexec = _check_with_trtexec(backend, commands, opened, device_profile, latency, steps, say)
+    trtexec = {}
+    if backend == "trtexec":
+        with steps.of("trtexec"):
+            trtexec = _beside_trtexec(commands, opened, inputs, machine.get("engine", {}), latency, say)
     notes = (
         found.notes
         + marks
@@ -178,36 +182,35 @@ def _opened_runtime(kind, opened, device_profile, engines, say):
     return open_runtime(kind, opened.model_path, device_profile.threads, opened.target, fp32_nodes, say, cache)
 
 
-def _check_with_trtexec(backend, commands, opened, device_profile, latency, steps, say):
-    """What trtexec says about batch 1 on the GPU alone, beside our own number; {} when it was not asked."""
-    if backend != "trtexec":
-        return {}
-    ours = next((run for run in latency if run.batch == 1 and run.conditions.get("cuda_graph")), None)
-    with steps.of("trtexec"), tempfile.TemporaryDirectory(prefix="tinkit-") as folder:
+def _beside_trtexec(commands, opened, inputs, engine, latency, say):
+    """What trtexec says about the same engine at batch 1, and how far our time of the GPU alone is from it."""
+    ours = next((run for run in latency if run.batch == 1 and run.conditions.get("cuda_graph") and run.gpu), None)
+    with tempfile.TemporaryDirectory(prefix="tinkit-") as folder:
         theirs = run_trtexec(
             commands,
             opened.model_path,
             opened.target,
             1,
             folder,
-            device_profile.min_seconds,
-            device_profile.warmup_s,
-            True,
-            say,
+            inputs=inputs,
+            engine=engine.get("engine", ""),
+            say=say,
         )
-    if ours is not None and ours.gpu:
-        theirs = dict(theirs, agreement=agreement(ours.gpu["p50_ms"], theirs))
-    return theirs
+    if ours is None:
+        return theirs
+    apart = agreement(ours.gpu["p50_ms"], theirs)
+    say("trtexec  {verdict}: ours {ours_ms} ms, trtexec {trtexec_ms} ms of GPU compute".format(**apart))
+    return dict(theirs, agreement=apart)
 
 
 def _device(target, device, require_target_runtime, facts, root):
     """(why this is only a rehearsal or "", device profile). Raises CannotJudge where a rehearsal is not wanted."""
-    chosen = device
-    if not isinstance(chosen, recipes.DeviceProfile):
+    chosen, here = device, board.architecture(root)
+    if not isinstance(chosen, DeviceProfile):
         runtime = target.runtime if runtime_present(target.runtime) else "onnxruntime"
-        chosen = recipes.load_device(device or recipes.match_device(facts, runtime))
-    here = board.architecture(root)
-    if board.ARCHITECTURES.get(chosen.arch.lower(), chosen.arch) != here:
+        chosen = recipes.load_device(device or recipes.match_device(facts, runtime, here))
+    chosen.refuse_unsupported()
+    if recipes.ARCHITECTURES.get(chosen.arch.lower(), chosen.arch) != here:
         raise CannotJudge(
             "The device profile is of another processor than this machine's.",
             where=chosen.path or None,

@@ -113,10 +113,11 @@ class OnnxRuntime:
         self._session = None  # frees the model's memory
 
 
-def open_runtime(kind, model_path, threads=1, target=None, fp32_nodes=(), say=None):
+def open_runtime(kind, model_path, threads=1, target=None, fp32_nodes=(), say=None, cache=None):
     """The runtime of a target or a device profile by its name, for the model of `target` (a `Target`).
 
     The target says which arithmetic OpenVINO is asked for and what TensorRT builds, with `fp32_nodes` for TensorRT 8.
+    cache: an `EngineCache`, the user's own when None.
     Raises CannotJudge where this machine has no such runtime.
     """
     if kind == "onnxruntime":
@@ -128,7 +129,7 @@ def open_runtime(kind, model_path, threads=1, target=None, fp32_nodes=(), say=No
     if kind == "tensorrt":
         from tinkit.device.tensorrt_runtime import open_tensorrt
 
-        return open_tensorrt(model_path, target, fp32_nodes, say)
+        return open_tensorrt(model_path, target, fp32_nodes, say, cache)
     raise ValueError("unknown runtime {!r}".format(kind))
 
 

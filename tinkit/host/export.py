@@ -33,6 +33,7 @@ from tinkit.host.frame import frame_answers, framed, without_frame, without_resi
 from tinkit.host.gate import Draft, frame_gate, host_gate, student_answers, tensors_of
 from tinkit.host.graph_truth import graph_truth
 from tinkit.host.legality import problems
+from tinkit.host.node_bytes import node_bytes
 from tinkit.host.run import Run, load_run
 from tinkit.host.settle import Settled, settle
 from tinkit.host.to_onnx import student_to_onnx
@@ -218,6 +219,7 @@ def _manifest(run: Run, target: Target, deployed, preprocessing, settled: Settle
         "calibration": settled.calibration,
         "healing": {step: found.to_json() for step, found in settled.healings.items()},
         "node_macs": settled.macs,
+        "node_bytes": node_bytes(model, preprocessing.size),
         "student": {
             "architecture": record["student"]["architecture"],
             "dim": deployed.student.dim,
