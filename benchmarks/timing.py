@@ -99,17 +99,16 @@ def main():
             feeds = {one.name: np.zeros((1, *one.shape[1:]), one.dtype) for one in runtime.inputs}
             found = compared(runtime, feeds, asked.rounds, asked.seconds, clock)
     plain = found["plain loop, session.run"]
-    print(
-        f"{asked.rounds} rounds of {asked.seconds:g} s by {clock.__name__}, load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
-    )
+    told = f"{asked.rounds} rounds of {asked.seconds:g} s by {clock.__name__}"
+    print(f"{told}, load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     print("| way | median of medians, ms | lowest | highest | to the plain loop | 95 % |")
     print("|---|---|---|---|---|---|")
     for name, medians in found.items():
         ratios = [ours / theirs - 1 for ours, theirs in zip(medians, plain)]
         times = [f"{one:.3f}" for one in (statistics.median(medians), min(medians), max(medians))]
         sure = intervals(ratios, (50,))[0].get(50)
-        told = "{:+.2%} to {:+.2%}".format(*sure) if sure else "too few rounds"
-        print("| " + " | ".join((name, *times, f"{statistics.median(ratios):+.2%}", told)) + " |")
+        sure = "{:+.2%} to {:+.2%}".format(*sure) if sure else "too few rounds"
+        print("| " + " | ".join((name, *times, f"{statistics.median(ratios):+.2%}", sure)) + " |")
     whole, inside = overhead(min(asked.rounds, 5))
     print(f"a sample of nothing: {whole:.2f} us altogether, {inside:.2f} us of it inside the sample")
 
