@@ -32,7 +32,8 @@ def bundle(tmp_path_factory):
 def impatient(monkeypatch, tmp_path):
     """Boards that hang are waited for shortly, and the agent's cache is the test's own."""
     monkeypatch.setattr(connection, "PATIENCE_S", 0.3)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(connection, "OUT_OF_STEP_S", 0.3)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "its 'cache'"))
 
 
 def on(far_side, bundle, tmp_path, **options):
@@ -160,7 +161,7 @@ def tiny(monkeypatch):
 
 
 def agents(tmp_path):
-    folder = tmp_path / "cache/tinkit/agent/agents"
+    folder = tmp_path / "its 'cache'/tinkit/agent/agents"
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
@@ -180,14 +181,14 @@ def test_the_agent_is_sent_once_and_nothing_behind_it_is_read(tiny, tmp_path):
             there.write(b"hello")
             assert lines_of(there) == ["started ['serve']", "b'hello'"]
     assert agents(tmp_path) == [tiny() + ".pyz"]
-    folder = tmp_path / "cache/tinkit/agent"
+    folder = tmp_path / "its 'cache'/tinkit/agent"
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_damaged_agent_on_the_board_is_sent_again(tiny, tmp_path):
     with remote.connect("local"):
         pass
-    kept = tmp_path / "cache/tinkit/agent/agents" / agents(tmp_path)[0]
+    kept = tmp_path / "its 'cache'/tinkit/agent/agents" / agents(tmp_path)[0]
     kept.write_bytes(kept.read_bytes() + b"#")
     with remote.connect("local") as there:
         assert there.landed
@@ -197,7 +198,7 @@ def test_a_damaged_agent_on_the_board_is_sent_again(tiny, tmp_path):
 def test_a_link_in_place_of_the_agent_is_not_run(tiny, tmp_path):
     with remote.connect("local"):
         pass
-    kept = tmp_path / "cache/tinkit/agent/agents" / agents(tmp_path)[0]
+    kept = tmp_path / "its 'cache'/tinkit/agent/agents" / agents(tmp_path)[0]
     kept.rename(tmp_path / "elsewhere")
     kept.symlink_to(tmp_path / "elsewhere")
     with remote.connect("local") as there:
@@ -229,11 +230,11 @@ def test_a_connection_cut_while_the_agent_is_sent_leaves_nothing(tmp_path):
 
 @pytest.mark.parametrize("folder", ["tinkit/agent", "tinkit/agent/agents"])
 def test_a_cache_that_others_can_write_is_refused(tiny, tmp_path, folder):
-    (tmp_path / "cache" / folder).mkdir(parents=True)
-    (tmp_path / "cache" / folder).chmod(0o777)
-    (tmp_path / "cache/tinkit").chmod(0o700)
+    (tmp_path / "its 'cache'" / folder).mkdir(parents=True)
+    (tmp_path / "its 'cache'" / folder).chmod(0o777)
+    (tmp_path / "its 'cache'/tinkit").chmod(0o700)
     if folder.endswith("agents"):
-        (tmp_path / "cache/tinkit/agent").chmod(0o700)
+        (tmp_path / "its 'cache'/tinkit/agent").chmod(0o700)
     with pytest.raises(TinkitError, match="Others have rights") as caught:
         remote.connect("local")
     assert "0o40777" in str(caught.value)
@@ -409,6 +410,19 @@ talk(profile=both)
     assert [path.name for path in (tmp_path / "engines").iterdir()] == ["a.plan"]
     shutil.rmtree(tmp_path / "out")
     assert "not asked for" in refused(far_side, bundle, tmp_path)
+
+
+def test_the_real_agent_on_this_machine(tmp_path, bundle, monkeypatch):
+    """The whole way without ssh; what it proves over ssh is in test_remote_ssh.py."""
+    monkeypatch.setattr(connection, "PATIENCE_S", 10)
+    lines = []
+    report = profile_on(
+        "local", bundle, device=quick_device(), out=tmp_path / "out", say=lines.append, layers=False, wait_s=300
+    )
+    assert report.verdict == PASSED, lines
+    assert report.latency[0].samples >= 200
+    assert report.transfer["files_sent"] == 4
+    assert not (tmp_path / "its 'cache'/tinkit").exists()
 
 
 # --- boards that lie ---

@@ -1,5 +1,6 @@
 """A board behind a real sshd: the whole road to a report, and every way in which it can be cut."""
 
+import contextlib
 import json
 import os
 import signal
@@ -27,7 +28,6 @@ from tinkit.fidelity import PASSED
 from tinkit.host.board_run import board_hello, profile_on
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(NO_SSHD), reason=NO_SSHD or "there is one")]
-BUSY = "latency  "  # what a line says when the board is in the middle of its work
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +52,14 @@ def profile(sshd, bundle, bare, tmp_path):
     """profile(**options) -> Report, over that sshd; batches are quick unless another device is given."""
 
     def run(**options):
-        given = {"device": quick_device(), "out": tmp_path / "out", "python": bare, "layers": False, **options}
+        given = {
+            "device": quick_device(),
+            "out": tmp_path / "out",
+            "python": bare,
+            "layers": False,
+            "wait_s": 300,
+            **options,
+        }
         return profile_on(NAME, bundle, ssh_config=sshd.config, **given)
 
     return run
@@ -81,7 +88,7 @@ def test_a_report_from_a_board_that_has_neither_torch_nor_tinkit(sshd, profile, 
     report = profile(say=lines.append)
     assert report.verdict == PASSED, lines
     assert report.latency[0].p50_ms > 0
-    assert report.chain[-1].verdict == PASSED
+    assert PASSED in [hop.verdict for hop in report.chain[1:]]
     assert json.loads((tmp_path / "out/report.json").read_text()) == report.to_json()
     assert report.transfer["files_sent"] == 4
     assert {"connect", "hello", "copy", "run", "bye", "work"} <= set(report.steps)
@@ -114,7 +121,7 @@ def cut_in_the_middle(profile, cut):
 
     def say(line):
         lines.append(line)
-        if line.startswith("exam     "):
+        if line.startswith("exam     ") and not threads:
             threads.append(threading.Thread(target=cut_soon))
             threads[-1].start()
 
@@ -145,7 +152,8 @@ def kill_session(sshd):
         for below, line in descendants(pid):
             if line.startswith("sshd:"):
                 os.kill(below, signal.SIGKILL)
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it may have gone with its child
+            os.kill(pid, signal.SIGKILL)
 
 
 def kill_agent(sshd, number=signal.SIGKILL):
@@ -181,6 +189,27 @@ def test_a_cut_run_says_so_leaves_no_half_report_and_the_next_goes_on(sshd, prof
     assert left(sshd) == []
 
 
+def test_a_board_that_vanishes_is_noticed(sshd, profile, bare, tmp_path):
+    """Its sshd stands still, as a board without power does: ssh misses three answers."""
+    stopped = []
+
+    def freeze():
+        for session in sshd.sessions():
+            for pid in [session, *(pid for pid, line in descendants(session) if line.startswith("sshd:"))]:
+                os.kill(pid, signal.SIGSTOP)
+                stopped.append(pid)
+
+    begin = time.monotonic()
+    told = cut_in_the_middle(profile, freeze)
+    assert "connection to the board was lost" in told
+    assert "not responding" in told
+    assert time.monotonic() - begin < 60
+    assert not (tmp_path / "out").exists()
+    for pid in stopped:
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not far_processes(bare), what="the agent and its child have ended")
+
+
 def test_an_agent_that_is_asked_to_end_says_so(sshd, profile, bare, tmp_path):
     told = cut_in_the_middle(profile, lambda: kill_agent(sshd, signal.SIGTERM))
     assert "ended by a signal" in told
@@ -206,7 +235,7 @@ def test_ctrl_c_at_the_terminal(sshd, bundle, bare, tmp_path):
         if line.startswith("exam     "):
             break
     os.killpg(run.pid, signal.SIGINT)
-    said, error = run.communicate(timeout=60)
+    error = run.communicate(timeout=60)[1]
     assert "Interrupted: Stopped." in error
     assert "the agent on the board has ended" in error
     assert not (tmp_path / "out").exists()
@@ -217,7 +246,8 @@ def test_two_runs_at_once_take_turns(sshd, profile, tmp_path):
     reports, lines = {}, {0: [], 1: []}
 
     def run(number):
-        reports[number] = profile(out=tmp_path / str(number), say=lines[number].append)
+        device = quick_device(min_seconds=3.0)
+        reports[number] = profile(device=device, out=tmp_path / str(number), say=lines[number].append)
 
     threads = [threading.Thread(target=run, args=(number,)) for number in (0, 1)]
     for thread in threads:
@@ -225,6 +255,7 @@ def test_two_runs_at_once_take_turns(sshd, profile, tmp_path):
     for thread in threads:
         thread.join(120)
     assert [reports[number].verdict for number in (0, 1)] == [PASSED, PASSED]
+    assert any(line.startswith("waiting  ") for line in lines[0] + lines[1])
     assert left(sshd) == []
 
 
@@ -265,8 +296,8 @@ def test_who_is_not_let_in_and_where_nobody_answers(sshd, profile):
     sshd.write_config(HostName="no-such-board.invalid")
     with pytest.raises(TinkitError, match="not known to this network"):
         profile()
+    sshd.write_config()
     with pytest.raises(TinkitError, match="no Python of this name"):
-        sshd.write_config()
         profile(python="/no/such/python")
 
 

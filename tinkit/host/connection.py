@@ -20,6 +20,7 @@ from tinkit.host.ssh_errors import connecting_failed, connection_lost
 MAX_BANNER = 64 * 1024  # bytes that login scripts may print before the agent answers
 ALIVE_S = 10  # the agent ends after 60 s of silence
 PATIENCE_S = 10  # for the far side to set back what it changed
+OUT_OF_STEP_S = 2  # for one that does not keep to the conversation
 SHOWN_LINES, KEPT_LINES = 200, 40  # of standard error
 
 
@@ -168,6 +169,8 @@ class Connection:
 
     def close(self, patience_s=None):
         """End the channel, give the far side time to tidy up, then end the process. True where it ended by itself."""
+        if patience_s is None:
+            patience_s = PATIENCE_S if self.in_step else OUT_OF_STEP_S
         self._over.set()
         with contextlib.suppress(OSError):
             self.process.stdin.close()  # the end of its input is the end of the agent
@@ -175,7 +178,7 @@ class Connection:
         drain.start()
         by_itself = True
         try:
-            self.process.wait(PATIENCE_S if patience_s is None else patience_s)
+            self.process.wait(patience_s)
         except (subprocess.TimeoutExpired, KeyboardInterrupt):
             by_itself = False
             self.process.terminate()
