@@ -9,7 +9,8 @@ import pytest
 
 from tinkit.device.cuda import Gpu
 from tinkit.device.engine_cache import EngineCache, open_foreign
-from tinkit.device.engine_identity import differences, engine_identity, l4t_version, power_mode, timing_identity
+from tinkit.device.engine_identity import differences, engine_identity, timing_identity
+from tinkit.device.jetson import l4t_version, power_mode
 from tinkit.errors import TinkitError
 
 ORIN = Gpu(name="Orin", sm="8.7", multiprocessors=8, memory_bytes=8_000_000_000, integrated=True)

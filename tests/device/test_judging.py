@@ -1,4 +1,4 @@
-"""Budgets against what was measured: every percentile, the GPU alone, scenarios, rates; nothing is judged that was not measured."""
+"""Budgets against what was measured: any percentile, the GPU alone, scenarios, rates; what was not measured is not judged."""
 
 from dataclasses import replace
 
@@ -65,13 +65,18 @@ def test_the_gpu_alone_is_judged_by_its_own_samples():
 
 
 def played(**changes):
-    return dict({"scenario": "server", "valid": True, "reason": "", "samples_ms": [1.0, 2.0, 3.0], "per_s": 40.0}, **changes)
+    return dict(
+        {"scenario": "server", "valid": True, "reason": "", "samples_ms": [1.0, 2.0, 3.0], "per_s": 40.0}, **changes
+    )
 
 
 def test_a_scenario_is_judged_where_it_was_played_and_valid():
     assert judged("server.p50_ms", 2.0, scenarios=[played()])["verdict"] == PASSED
     assert judged("server.p50_ms", 1.9, scenarios=[played()])["verdict"] == FAILED
     assert judged("server.per_s", 40.1, scenarios=[played()])["verdict"] == FAILED
+    offline = played(scenario="offline", samples_ms=[])
+    assert judged("offline.p50_ms", 2.0, scenarios=[offline])["verdict"] == NOT_JUDGED
+    assert judged("offline.per_s", 40.0, scenarios=[offline])["verdict"] == PASSED
     assert "--scenario offline" in judged("offline.per_s", 1.0, scenarios=[played()])["reason"]
     entry = judged("server.p50_ms", 2.0, scenarios=[played(valid=False, reason="the queue grew")])
     assert (entry["verdict"], entry["measured"]) == (NOT_JUDGED, None)

@@ -373,16 +373,6 @@ REPORTS = [
 ]
 
 
-class Profiling(TensorRtRuntime):
-    """With the method that tinkit/device/tensorrt_runtime.py needs."""
-
-    if not hasattr(TensorRtRuntime, "profiled"):
-
-        def profiled(self):
-            self._close_graph()
-            return self._engine.profiled()
-
-
 @pytest.fixture
 def reporting(driver):
     tensors = {
@@ -396,7 +386,7 @@ def reporting(driver):
 @pytest.fixture
 def engine_runtime(reporting, cuda):
     target = small_target(runtime="tensorrt", precision="fp16", batch=Batch(1, 2, 4))
-    with Profiling(reporting, b"plan", target, cuda) as runtime:
+    with TensorRtRuntime(reporting, b"plan", target, cuda) as runtime:
         yield runtime
 
 

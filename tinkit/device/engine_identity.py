@@ -10,7 +10,7 @@ import json
 from tinkit import files
 from tinkit.device import board
 from tinkit.device.board_files import text
-from tinkit.device.jetson import l4t_version, power_mode  # noqa: F401 - the mode is recorded beside an engine
+from tinkit.device.jetson import l4t_version
 from tinkit.errors import from_os_error
 
 

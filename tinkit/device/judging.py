@@ -58,6 +58,8 @@ def _of_scenario(scope, measure, scenarios):
         return None, "the scenario is not valid: {}".format(played["reason"])
     if measure == "per_s":
         return played["per_s"], ""
+    if not played["samples_ms"]:
+        return None, "it is one query: it has a rate and no latency"
     return _statistic(measure, played["samples_ms"]), ""
 
 

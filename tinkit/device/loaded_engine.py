@@ -172,6 +172,15 @@ class LoadedEngine:
         return TinkitError(meaning or what, where=self._path, seen=words, next_step=next_step)
 
 
+class AnotherContext(LoadedEngine):
+    """One more context of an engine that is loaded. The engine stays until the last one of them is closed."""
+
+    def __init__(self, first):
+        self.__dict__.update(vars(first), _context=None, _batch=None, _addresses={})
+        self._context = self._new_context()
+        self.set_batch(self.batch_range[1])
+
+
 def _profiler(trt, heard):
     """A TensorRT IProfiler that appends (layer, ms) to `heard`; every version has the same two methods."""
 

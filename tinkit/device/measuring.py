@@ -161,15 +161,16 @@ def _time_streams(subject, watch, found, say):
 
 
 def _play_scenarios(subject, watch, scenarios, found, say):
-    largest, ready = subject.opened.target.batch.max, {}  # arrays are made before the clock starts
+    limits, ready = subject.opened.target.batch, {}  # arrays are made before the clock starts
+    if scenarios:
+        ready = {batch: subject.feeds(max(batch, limits.min)) for batch in range(1, limits.max + 1)}
+
+    def run(batch):
+        subject.runtime.run(ready[batch])
+
     for scenario in scenarios:
-        ready.update(
-            (batch, subject.feeds(batch))
-            for batch in range(1, largest + 1)
-            if batch not in ready and subject.fits(batch)
-        )
         with watch.window(scenario.name):
-            played = play(scenario, lambda batch: subject.runtime.run(ready[batch]), largest)
+            played = play(scenario, run, limits.max)
         found.scenarios.append(played)
         end = "" if played["valid"] else ", not valid: " + played["reason"]
         p99 = "" if played["p99_ms"] is None else "p99 {:.3f} ms, ".format(played["p99_ms"])

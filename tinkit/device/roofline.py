@@ -6,6 +6,7 @@ is not moved, and a tensor that a layer reads twice is moved once. Peaks are den
 sparsity and other units): cores x MHz x operations of a core in a cycle. A processor's are measured here, with numpy.
 """
 
+import functools
 import json
 import math
 import os
@@ -72,6 +73,7 @@ def peaks_of(device_profile_json, power_mode, measure=True):
     return Peaks(source="the device profile has no peak rates")
 
 
+@functools.lru_cache(maxsize=None)  # once a process: it takes a second
 def measured_peaks(threads=1):
     """`Peaks` of this processor on `threads` threads: numpy's float32 product and copy, the best of some, in a process of
     its own because the number of threads is fixed when numpy is imported. int8 and half floats are not measured."""

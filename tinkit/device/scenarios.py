@@ -99,9 +99,10 @@ def play(scenario, run_of_batch, max_batch, clock=time.perf_counter, sleep=time.
     run_of_batch(n): runs n pictures, 1 to `max_batch`, and returns None, or the seconds that count where some of its time
     shall not. A query larger than that goes in parts. The server answers in order of arrival, as many at once as wait, and
     takes at least as long as its arrivals: `min_samples` at a low rate are a long time.
-    Latency is that of a query, from its scheduled arrival to the end of its last part; offline has one query and so None
-    for all latencies. "valid" is False with a "reason" where duration or sample count were not reached, or where a
-    server's queue grew. Clock and `sleep` in seconds; what waking up from `sleep` costs is part of a server's latency.
+    Latency is that of a query, from its scheduled arrival to the end of its last part ("samples_ms" has them all); offline
+    has one query and so None for all latencies. "valid" is False with a "reason" where duration or sample count were not
+    reached, or where a server's queue grew. Clock and `sleep` in seconds; what waking up from `sleep` costs is part of a
+    server's latency.
     """
     if max_batch < 1 or scenario.name not in NAMES or (scenario.name == SERVER and scenario.rate_per_s <= 0):
         raise ValueError("{} with a largest batch of {}".format(scenario, max_batch))
@@ -119,6 +120,7 @@ def play(scenario, run_of_batch, max_batch, clock=time.perf_counter, sleep=time.
     for name, percent in PERCENTILES.items():
         found[name] = None if offline or not latencies else float(np.percentile(latencies, percent)) * 1e3
     found["mean_ms"] = None if offline or not latencies else float(np.mean(latencies)) * 1e3
+    found["samples_ms"] = [] if offline else [round(latency * 1e3, 6) for latency in latencies]
     found.update(per_s=watch.samples / seconds if seconds > 0 else 0.0, valid=not reason, reason=reason)
     return found
 

@@ -15,8 +15,9 @@ from tinkit.device import engine as engines
 from tinkit.device.cuda import Cuda, megabytes
 from tinkit.device.cuda_memory import DeviceBuffer, Event, Graph, PinnedBuffer, Stream
 from tinkit.device.engine_cache import EngineCache
-from tinkit.device.engine_identity import engine_identity, power_mode, timing_identity
-from tinkit.device.loaded_engine import LoadedEngine, batch_of
+from tinkit.device.engine_identity import engine_identity, timing_identity
+from tinkit.device.jetson import power_mode
+from tinkit.device.loaded_engine import AnotherContext, LoadedEngine, batch_of
 from tinkit.device.runtime import Tensor
 from tinkit.device.tensorrt_log import TOO_LITTLE_MEMORY, recording_logger
 from tinkit.errors import CannotJudge, TinkitError
@@ -108,15 +109,6 @@ class Slot:
     tensor: Tensor
     device: DeviceBuffer
     pinned: PinnedBuffer
-
-
-class AnotherContext(LoadedEngine):
-    """One more context of an engine that is loaded. The engine stays until the last one of them is closed."""
-
-    def __init__(self, first):
-        self.__dict__.update(vars(first), _context=None)
-        self._context = self._new_context()
-        self.set_batch(self.batch_range[1])
 
 
 class TensorRtRuntime:
@@ -216,6 +208,18 @@ class TensorRtRuntime:
         return TensorRtRuntime(
             self._module, None, self._target, self._cuda, cuda_graph=graph, facts=self.facts, of=engine
         )
+
+    @contextlib.contextmanager
+    def profiled(self):
+        """Gives a list; runs inside append (layer, ms) of their layers: in a context of their own, never as a CUDA graph."""
+        graph, self._cuda_graph = self._cuda_graph, False
+        self._cuda.use()
+        self._close_graph()
+        try:
+            with self._engine.profiled() as heard:
+                yield heard
+        finally:
+            self._cuda_graph = graph
 
     def versions(self):
         return dict(self._cuda.versions(), tensorrt=self._tensorrt)

@@ -216,8 +216,9 @@ def values_of(report: Report) -> dict[str, tuple[float, tuple[float, ...]]]:
                 )
     for played in report.scenarios:
         for name in (*LATENCY, "per_s"):
-            if played.get("valid"):
-                found[f"{played['scenario']}.{name}"] = (played[name.replace("99.9", "999")], ())
+            value = played.get(name.replace("99.9", "999"))
+            if played.get("valid") and value is not None:
+                found[f"{played['scenario']}.{name}"] = (value, ())
     plain = {
         "load_ms": report.load_ms,
         "first_ms": report.first_ms,
