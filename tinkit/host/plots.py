@@ -1,12 +1,14 @@
-"""Charts as SVG inside the page: lines over epochs, and a histogram of latencies with its percentiles.
+"""Charts as SVG inside the page: lines over epochs, a histogram of latencies with its percentiles, reports as dots.
 
 Drawn by hand rather than with matplotlib: colours are classes that the page's style sheet sets for light and dark, text
 is text, and a chart is 320 units wide so that it is shown at its own size on a phone and side by side on a desktop.
 Values that are missing or not finite break a line; nothing is filled in.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeGuard
 from xml.etree import ElementTree
 
@@ -14,14 +16,18 @@ from markupsafe import Markup
 
 WIDTH, HEIGHT = 320, 210
 LEFT, RIGHT, TOP, BOTTOM = 46, 72, 10, 36
+WIDE, HIGH = 400, 300  # of a scatter
+DOT, LETTER = 4, 6.8  # radius of a dot, and about as wide as a letter is
+KINDS = {"front": "on the front", "behind": "behind the front", "hollow": "not comparable"}
 LINE = 14  # distance of two lines of text
 BINS = 36
 COLOURS = 5  # classes s0 to s4 of the style sheet
 FAR = 2.0  # the histogram ends this many times as far from the shortest sample as p95 is; what lies beyond is counted
 
 
-def line_chart(label, series: Mapping[str, Sequence[float | None]], epochs: Sequence[int]) -> Markup:
-    """Lines over epochs, each named at its end. `label` is read out; series have one value (or None) an epoch."""
+def line_chart(label, series: Mapping[str, Sequence[float | None]], epochs: Sequence[int], axis="epoch") -> Markup:
+    """Lines over epochs, or what `axis` names, each named at its end. `label` is read out; series have one value (or None)
+    an epoch."""
     known = [value for values in series.values() for value in values if _known(value)]
     ticks = nice_ticks(min(known), max(known)) if known else [0.0, 1.0]
     x_of = _scale(epochs[0], epochs[-1], LEFT, WIDTH - RIGHT)
@@ -30,7 +36,7 @@ def line_chart(label, series: Mapping[str, Sequence[float | None]], epochs: Sequ
     _y_axis(svg, ticks, y_of, WIDTH - RIGHT)
     for epoch in sorted({epochs[0], epochs[len(epochs) // 2], epochs[-1]}):
         _text(svg, x_of(epoch), HEIGHT - BOTTOM + 15, str(epoch), "tick", "middle")
-    _text(svg, (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, "epoch", "tick", "middle")
+    _text(svg, (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, axis, "tick", "middle")
     ends = {}
     for number, (name, values) in enumerate(series.items()):
         colour = f"s{number % COLOURS}"
@@ -76,6 +82,96 @@ def histogram(label, samples_ms: Sequence[float], marks: Mapping[str, float]) ->
         anchor, gap = ("end", -4) if x > WIDTH * 0.65 else ("start", 4)
         _text(svg, x + gap, y + 8, f"{name} {value:.4g}{' →' * (value > high)}", f"name s{row + 1}", anchor)
     return _markup(svg), len(samples_ms) - len(inside)
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A report in a `scatter`. kind: "front", "behind" or "hollow"; spread: the interval of x, () where not known."""
+
+    name: str
+    x: float
+    y: float
+    kind: str = "behind"
+    spread: tuple[float, ...] = ()
+
+
+def scatter(label, dots: Sequence[Dot], x_title, y_title) -> Markup:
+    """Dots over x (linear, from 0) and y (logarithmic, above 0), with stairs along the front. `label` is read out, and so
+    is every dot. A name that would lie on another one moves away and gets a line to its dot; one without room is left out."""
+    powers = _powers([dot.y for dot in dots])
+    ticks = nice_ticks(0, max(dot.x for dot in dots) * 1.02)
+    right, low = WIDE - 12, HIGH - BOTTOM
+    x_of, height_of = _scale(0, ticks[-1], LEFT, right), _scale(powers[0], powers[-1], low, TOP)
+    places = [(x_of(dot.x), height_of(math.log10(dot.y))) for dot in dots]
+    told = (f"{dot.name}: {x_title} {dot.x:.4g}, {y_title} {dot.y:.2g}, {KINDS[dot.kind]}" for dot in dots)
+    svg = _svg(f"{label}. {'; '.join(told)}", WIDE, HIGH, "chart scatter")
+    _y_axis(svg, powers, height_of, right, _power_of_ten)
+    for tick in ticks:
+        _text(svg, x_of(tick), low + 15, f"{tick:.5g}", "tick", "middle")
+    _text(svg, (LEFT + right) / 2, HIGH - 4, x_title, "tick", "middle")
+    front = sorted(place for dot, place in zip(dots, places) if dot.kind == "front")
+    if len(front) > 1:
+        corners = [corner for (_, y), (x, lower) in itertools.pairwise(front) for corner in ((x, y), (x, lower))]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in [front[0], *corners])
+        _add(svg, "polyline", points=path, **{"class": "stairs"})
+    for dot, (x, y) in zip(dots, places):
+        if dot.spread:
+            ends = [min(max(x_of(end), LEFT), right) for end in dot.spread]
+            _add(svg, "line", x1=ends[0], y1=y, x2=ends[1], y2=y, **{"class": "spread"})
+        _add(svg, "circle", cx=x, cy=y, r=DOT, **{"class": f"point {dot.kind}"})
+    _label(svg, [dot.name for dot in dots], places, (LEFT + 2, TOP - 6, right + 8, low - 1))
+    return _markup(svg)
+
+
+def _label(svg, names, places, room):
+    """Names beside their dots, none of them on another name or on a dot."""
+    taken = [_around(place, 2 * DOT, 2 * DOT) for place in places]
+    for name, (x, y) in zip(names, places):
+        width = LETTER * len(name)
+        beside = [(x + DOT + 3 + width / 2, y), (x - DOT - 3 - width / 2, y), (x, y - LINE), (x, y + LINE)]
+        grid = [
+            (room[0] + width / 2 + 8 * column, room[1] + LINE * (row + 0.5))
+            for column in range(44)
+            for row in range(19)
+        ]
+        grid.sort(key=lambda middle: math.dist(middle, (x, y)))
+        boxes = ((middle, _around(middle, width, LINE - 1)) for middle in [*beside, *grid])
+        found = next(
+            ((middle, box) for middle, box in boxes if _inside(box, room) and not any(_meet(box, b) for b in taken)),
+            None,
+        )
+        if found is None:
+            continue
+        (left, top), box = found
+        taken.append(box)
+        if found[0] not in beside:
+            ends = {"x1": x, "y1": y, "x2": min(max(x, box[0]), box[2]), "y2": min(max(y, box[1]), box[3])}
+            _add(svg, "line", **ends, **{"class": "leader"})
+        _text(svg, left, top + 4, name, "label-of", "middle")
+
+
+def _around(middle, width, height):
+    """(left, top, right, bottom)."""
+    return (middle[0] - width / 2, middle[1] - height / 2, middle[0] + width / 2, middle[1] + height / 2)
+
+
+def _inside(box, room):
+    return box[0] >= room[0] and box[1] >= room[1] and box[2] <= room[2] and box[3] <= room[3]
+
+
+def _meet(one, other):
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _powers(values):
+    """Exponents of ten from at most the smallest value to at least the largest, two at least."""
+    low = math.floor(math.log10(min(values)))
+    high = max(math.ceil(math.log10(max(values))), low + 1)
+    return list(range(low, high + 1))
+
+
+def _power_of_ten(exponent):
+    return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def nice_ticks(low, high, about=4, whole=False):
@@ -137,14 +233,14 @@ def _draw_line(svg, points, colour):
             piece = []
 
 
-def _y_axis(svg, ticks, y_of, right):
+def _y_axis(svg, ticks, y_of, right, told=lambda tick: f"{tick:.5g}"):
     for tick in ticks:
         _add(svg, "line", x1=LEFT, y1=y_of(tick), x2=right, y2=y_of(tick), **{"class": "grid"})
-        _text(svg, LEFT - 6, y_of(tick) + 4, f"{tick:.5g}", "tick", "end")
+        _text(svg, LEFT - 6, y_of(tick) + 4, told(tick), "tick", "end")
 
 
-def _svg(label):
-    attributes = {"viewBox": f"0 0 {WIDTH} {HEIGHT}", "role": "img", "aria-label": label, "class": "chart"}
+def _svg(label, width=WIDTH, height=HEIGHT, kind="chart"):
+    attributes = {"viewBox": f"0 0 {width} {height}", "role": "img", "aria-label": label, "class": kind}
     return ElementTree.Element("svg", attributes)
 
 

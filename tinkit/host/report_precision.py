@@ -10,7 +10,7 @@ from decimal import ROUND_FLOOR, Decimal
 from typing import Any
 
 from tinkit.fidelity import FAILED
-from tinkit.host.report_text import NOT_RECORDED, ROUNDING, finite, flat, short, table
+from tinkit.host.report_text import NOT_RECORDED, ROUNDING, finite, flat, short, table, texts
 from tinkit.results import Report
 
 GRAPH, DEVICE = "the graph", "this device"
@@ -107,7 +107,7 @@ def _device(facts: Report, manifest: dict) -> Found:
 
 def _found(place: str, truth: dict) -> Found:
     computed = truth.get("computed")
-    notes = [*truth.get("notes", ()), *([f"arithmetic asked of the runtime: {computed}"] if computed else [])]
+    notes = [*texts(truth.get("notes")), *([f"arithmetic asked of the runtime: {computed}"] if computed else [])]
     return Found(
         place,
         _shares(truth.get("macs")),

@@ -11,6 +11,7 @@ import jinja2
 NOT_RECORDED = "not recorded"
 ROUNDING = 1e-12  # of float64: equal answers have a cosine of 0.9999999999999998
 LONGEST_LIST = 24  # entries of a list that are written out
+MOST_ROWS = 64  # of a table that a board fills
 
 
 def cut(cosine) -> str:
@@ -77,3 +78,44 @@ def finite(value):
 def _exact(value):
     """Text of a fact: numbers with all their digits, for a condition is compared, not read."""
     return short(value) if value is None or value == "" or isinstance(value, bool) else str(value)
+
+
+def tables(value, most=MOST_ROWS) -> list[dict]:
+    """The objects of a list that a board sent; anything else is left out, and so is what is beyond `most`."""
+    return [entry for entry in value if isinstance(entry, dict)][:most] if isinstance(value, list) else []
+
+
+def number(value) -> float | None:
+    """A finite number as it is, None for anything else."""
+    return value if finite(value) else None
+
+
+def text(value, otherwise="") -> str:
+    """Text or a number as text; `otherwise` for what is missing, empty, or no plain value."""
+    if isinstance(value, (str, int, float)) and not isinstance(value, bool) and value != "":
+        return short(value)
+    return otherwise
+
+
+def texts(value) -> list[str]:
+    return [str(entry) for entry in value[:MOST_ROWS]] if isinstance(value, list) else []
+
+
+def pair(value) -> tuple[float, ...]:
+    """An interval as (low, high); () for what is none."""
+    return tuple(value) if isinstance(value, (list, tuple)) and len(value) == 2 and all(map(finite, value)) else ()
+
+
+def between(interval) -> str:
+    return " to ".join(map(short, pair(interval)))
+
+
+def relative(share) -> str:
+    """A relative difference in percent with its sign."""
+    return f"{share:+.1%}".replace("%", "\u2009%") if finite(share) else NOT_RECORDED
+
+
+def limit_of(entry) -> str:
+    """The limit of a budget with its sign: at most, at least; exactly at the limit passes."""
+    sign = {"<": "≤ ", ">": "≥ "}.get(str(entry.get("sign")), "")
+    return sign + short(entry.get("limit"))
