@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -70,6 +71,9 @@ class Board:
             [*command, "--silence", str(silence_s)], env=values, bufsize=0, cwd=str(cache), preexec_fn=limit, **pipes
         )
         self.reader = Reader(self.process.stdout)
+        self.limit = threading.Timer(2 * PATIENCE_S, self.process.kill)  # a test that hangs fails
+        self.limit.daemon = True
+        self.limit.start()
 
     def __enter__(self):
         return self
@@ -80,6 +84,7 @@ class Board:
         try:
             self.process.wait(PATIENCE_S)
         finally:
+            self.limit.cancel()
             self.process.kill()
             self.errors = self.process.stderr.read().decode()
             for stream in (self.process.stdout, self.process.stderr):

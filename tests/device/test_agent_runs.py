@@ -13,14 +13,15 @@ from tinkit.device.jetson import clocks_pinned, power_mode
 
 SLOW = pytest.mark.slow  # of one kind with its neighbours, and each takes some seconds
 
-# A run with a child of its own, one in another session, one that ignores what can be ignored; it goes on for ever.
+# A run with a child of its own, one in another session, one that ignores what can be ignored; it goes on for longer than a test.
 BUSY = """
 for options in ({}, {'start_new_session': True}):
-    say('child {}'.format(subprocess.Popen(['sleep', '300'], **options).pid))
-tough = "import signal as s, time; s.signal(s.SIGTERM, s.SIG_IGN); s.signal(s.SIGHUP, s.SIG_IGN); time.sleep(300)"
+    say('child {}'.format(subprocess.Popen(['sleep', '120'], **options).pid))
+tough = "import signal as s, time; s.signal(s.SIGTERM, s.SIG_IGN); s.signal(s.SIGHUP, s.SIG_IGN); time.sleep(120)"
 say('child {}'.format(subprocess.Popen([sys.executable, '-c', tough], start_new_session=True).pid))
 say('began {}'.format(os.getpid()))
-while True:
+end = time.monotonic() + 120
+while time.monotonic() < end:
     pass
 """
 
@@ -43,7 +44,7 @@ def open_board(tmp_path, root):
 
 
 def begun(board, bundle, **changes):
-    """Begin a run that would go on for ever; returns all of its processes."""
+    """Begin a run that would go on for minutes; returns all of its processes."""
     job = board.send_bundle(bundle, options={"behave": BUSY}, **changes)
     board.begin(job)
     while sum(line.startswith("began") for line in board.lines()) < 2:
@@ -248,7 +249,7 @@ def test_a_silent_host_ends_a_run_and_a_living_one_does_not(open_board, bundle):
 @SLOW
 def test_a_host_that_takes_nothing_any_more_ends_a_run(open_board, bundle):
     with open_board(silence_s=2) as board:
-        job = board.send_bundle(bundle, options={"behave": "while True: say('x' * 900)"})
+        job = board.send_bundle(bundle, options={"behave": "for i in range(10**6): say('x' * 900)"})
         child = board.begin(job)
         end = time.monotonic() + 30
         while board.process.poll() is None and time.monotonic() < end:
