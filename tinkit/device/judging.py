@@ -77,6 +77,13 @@ def _excuse(single):
     return "".join(", " + mark for mark in single.marks)
 
 
+def told_budget(entry):
+    """`p95_ms 3.92, < 5: passed; batch 1` of an entry of `judge_budgets`."""
+    measured = "not measured" if entry["measured"] is None else "{:.5g}".format(entry["measured"])
+    told = "{} {}, {} {:g}: {}".format(entry["name"], measured, entry["sign"], entry["limit"], entry["verdict"])
+    return told + ("; " + entry["reason"] if entry["reason"] else "")
+
+
 def judge_report(host_hops, device_hops, budgets, truth=None, host_verdict=None):
     """Failed if anything failed, on the host too; passed only by what was judged on this device.
 

@@ -23,7 +23,7 @@ from tinkit.device.commands import Commands
 from tinkit.device.engine import find_tensorrt, gpu_present
 from tinkit.device.engine_cache import EngineCache
 from tinkit.device.jetson import board_facts
-from tinkit.device.judging import judge_budgets, judge_report
+from tinkit.device.judging import judge_budgets, judge_report, told_budget
 from tinkit.device.measuring import Subject, energy, marked, measure_model
 from tinkit.device.runtime import open_runtime
 from tinkit.device.scenarios import Scenario, parse_scenario
@@ -73,7 +73,6 @@ def profile(
     scenarios = [one if isinstance(one, Scenario) else parse_scenario(one) for one in scenarios]
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle or workspace.newest_bundle())
     _check_backend(backend, opened.target)
-    say("bundle   {}".format(opened.path))
     commands = Commands(root)
     facts = board_facts(root, commands)
     rehearsal, device_profile = _device(opened.target, device, require_target_runtime, facts, root)
@@ -127,12 +126,12 @@ def profile(
     measured["per_s"] = max((run["pictures_per_s"] for run in found.throughput), default=None)
     budgets = judge_budgets(budget, measured, latency, rehearsal, found.scenarios)
     for entry in budgets:
-        say("budget   {name} {sign} {limit:g}: {verdict} ({measured}) {reason}".format(**entry))
+        say("budget   {}".format(told_budget(entry)))
     host_hops = [Fidelity.from_json(hop) for hop in opened.manifest.get("chain", [])]
     title = "{} on {}".format(opened.name, device_profile.name)
     if rehearsal:
         title += " (rehearsal: {})".format(rehearsal)
-    path = os.path.join(os.fspath(out or _default_out(opened, device_profile)), REPORT)
+    path = os.path.join(os.fspath(out or default_out(opened, device_profile)), REPORT)
     report = Report(
         title=title,
         verdict=judge_report(host_hops, hops, budgets, truth, opened.manifest.get("host_gate", {}).get("verdict")),
@@ -161,7 +160,6 @@ def profile(
         steps=steps.seconds,
     )
     files.write_json(path, report.to_json())
-    say("verdict  {}; {}".format(report.verdict, path))
     return report
 
 
@@ -269,6 +267,7 @@ def bundle_facts(opened, file_mb):
     }
 
 
-def _default_out(opened, device_profile):
+def default_out(opened, device_profile):
+    """The report's folder, beside the bundle."""
     parent = os.path.dirname(os.path.abspath(opened.path))
     return os.path.join(parent, "report-{}-{}".format(opened.target.name, device_profile.name))

@@ -12,6 +12,7 @@ from dataclasses import replace
 from tinkit import files, recipes, workspace
 from tinkit.budget import check_budget
 from tinkit.bundle import MANIFEST, Bundle, open_bundle
+from tinkit.device.profile import default_out
 from tinkit.device.scenarios import parse_scenario
 from tinkit.device.steps import Steps
 from tinkit.errors import CannotJudge, TinkitError
@@ -80,7 +81,7 @@ def profile_on(
             "wait_s": wait_s,
         }
         data = _run_job(connection, steps, job, engine, say)
-        path = os.path.join(os.fspath(out or _default_out(opened, chosen)), REPORT)
+        path = os.path.join(os.fspath(out or default_out(opened, chosen)), REPORT)
         changes = {name: options[name] for name in ("warmup_s", "min_seconds") if options.get(name) is not None}
         report = received.checked_report(data, host, opened, replace(chosen, **changes), budget, path)
     sent.update(sent_bytes=connection.sent_bytes, received_bytes=connection.received_bytes)
@@ -207,8 +208,3 @@ def _engine_file(path, say):
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(partial)
-
-
-def _default_out(opened, device):
-    parent = os.path.dirname(os.path.abspath(opened.path))
-    return os.path.join(parent, f"report-{opened.target.name}-{device.name}")

@@ -1,5 +1,7 @@
 """`tinkit profile`: on this machine (tinkit/device/profile.py), or on a board over ssh (tinkit/host/board_run.py)."""
 
+from tinkit import workspace
+from tinkit.bundle import Bundle, open_bundle
 from tinkit.device.profile import profile as profile_here
 from tinkit.errors import TinkitError
 from tinkit.results import Report
@@ -32,7 +34,12 @@ def profile(bundle=None, device=None, out=None, budget=None, host=None, **option
                 seen=", ".join(foreign),
                 next_step="add --host USER@BOARD, or --host local",
             )
-        return profile_here(bundle, device=device, out=out, budget=budget, **options)
+        say = options.get("say") or (lambda line: None)
+        opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle or workspace.newest_bundle())
+        say(f"bundle   {opened.path}")
+        report = profile_here(opened, device=device, out=out, budget=budget, **options)
+        say(f"verdict  {report.verdict}; {report.path}")
+        return report
     from tinkit.host.board_run import profile_on
 
     options.pop("require_target_runtime", None)  # always, on a board
