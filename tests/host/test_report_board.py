@@ -5,12 +5,16 @@ import re
 from dataclasses import replace
 
 import pytest
+from board_parts import fake_board
 from hypothesis import given
 from hypothesis import strategies as st
-from report_board_parts import BOARD, NEW_FIELDS, STEPS, TRTEXEC, board_latencies, board_report
+from report_board_parts import BOARD, NEW_FIELDS, STEPS, TRTEXEC, board_latencies, board_report, window
 from report_parts import HOSTILE, Page, latency, small_bundle, small_report, written
+from small_parts import PREPROCESSING, SIZE, small_exam, small_model, small_target, this_machine
 
 from tinkit import files
+from tinkit.bundle import write_bundle
+from tinkit.device.profile import profile
 from tinkit.errors import TinkitError
 from tinkit.fidelity import FAILED, PASSED
 from tinkit.host.report import load_report, render
@@ -100,7 +104,7 @@ def test_marks_cannot_be_overlooked(full):
     assert "batch 1: throttled: the GPU's clock fell" in before
     assert text[: text.index("Fidelity, hop by hop")].count("throttled: the GPU's clock fell") == 2  # banner, headline
     assert "throttled: the GPU's clock fell" in section(facts, "Latency Milliseconds", "How it was timed")
-    assert "marked" not in page_of(replace(full, scenarios=[])).text[: text.index("Verdict:")]
+    assert "marked" not in page_of(replace(full, scenarios=[], watch={})).text[: text.index("Verdict:")]
 
 
 def test_a_flag_without_a_mark_is_a_mark_and_none_is_told_twice():
@@ -132,6 +136,14 @@ def test_what_the_machine_did_by_windows(full):
     assert "Power, W. power from 4.5 to 8.5" in charts
     assert "Median clock, MHz. gpu from 306 to 880; cpu from 1510 to 1510" in charts
     assert "Hottest zone at the end, °C. hottest from 45.5 to 51.5" in charts
+
+
+def test_windows_that_throttled_are_marks_unless_a_latency_tells_it(full):
+    names = ("batch 1", "2 streams", "server")
+    windows = [window(name, 900.0, 50.0, 7.0, events) for name, events in zip(names, (4, 5, 0))]
+    before = page_of(replace(full, watch={"windows": windows}, scenarios=[])).text.split("Verdict:")[0]
+    assert "2 streams: 5 throttle events" in before
+    assert "throttle events" not in before.replace("2 streams: 5 throttle events", "")
 
 
 def test_power_and_energy_with_rail_and_source_or_why_there_is_none(full):
@@ -348,6 +360,33 @@ def test_the_whole_page_is_well_formed_and_asks_for_nothing(tmp_path):
     assert all(attributes.get("scope") in ("col", "row") for attributes in page.all("th"))
     assert len(page.all("caption")) == len(page.all("table"))
     assert STEPS.keys() <= set(page.text.split())
+
+
+def test_the_page_of_a_real_run_on_a_board_that_is_played_back(tmp_path):
+    """Shapes as tinkit/device writes them, rather than as the parts of this test say."""
+    tensors = {
+        "inputs": [{"name": "image", "dtype": "float32", "shape": ["batch", 3, SIZE, SIZE]}],
+        "outputs": [{"name": "embedding", "dtype": "float32", "shape": ["batch", 8]}],
+    }
+    manifest = {"name": "small", "target": small_target().to_json(), "preprocessing": PREPROCESSING.to_json(),
+                "tensors": tensors, "chain": [], "host_gate": {}}  # fmt: skip
+    bundle = write_bundle(tmp_path / "bundle", small_model(tmp_path / "small.onnx"), manifest, small_exam())
+    profile(
+        bundle, this_machine(arch="aarch64", min_seconds=0.6), tmp_path / "report", {"server.per_s": 1.0},
+        scenarios=["server:rate=50,duration=0.2,samples=5", "offline:duration=0.1,samples=4"], root=fake_board(tmp_path / "root"),
+    )  # fmt: skip
+    text = Page(written(tmp_path)).text
+    board = re.search(r" The board Model (.*) Where the time went", text).group(1)
+    expected = (
+        "p3767-0003", "JetPack 6.2.1", "Power mode 25W", "Clocks not pinned", "batch 1 0.", "drift ",
+        "Valid; at least 0.2 s",
+        "1 idle 0.6", "VDD_IN: 3.61 W", "Rail VDD_IN", "Source INA3221 by its files", "measured here with numpy",
+        "server.per_s ≥ 1",
+    )  # fmt: skip
+    assert [words for words in expected if words not in board] == []
+    assert "open 0." in text
+    assert "came from files below" in text.split("Verdict:")[0]
+    assert "not recorded" not in board.split("Sizes")[0]
 
 
 def test_text_of_numbers():

@@ -49,7 +49,7 @@ def one(base, name, p95, loss, energy=None, **changes):
 def dots(page):
     """kind -> how many, of the first chart."""
     first = page.all("svg")[0]
-    kinds = re.findall(r"on the front|behind the front|not comparable", first["aria-label"])
+    kinds = re.findall(r"on the front|behind the front|not comparable|nothing to compare it with", first["aria-label"])
     return {kind: kinds.count(kind) for kind in set(kinds)}
 
 
@@ -144,7 +144,8 @@ def test_nothing_but_rehearsals_has_no_front(base):
 def test_a_report_without_a_loss_or_without_batch_1_is_told_not_drawn(base):
     nothing = one(base, "b", 2.0, 1e-3, chain=[])
     page = Page(render([one(base, "a", 2.0, 1e-3), nothing, one(base, "c", 2.0, 1e-3, latency=[latency(batch=8)])]))
-    assert dots(page) == {"on the front": 1}
+    assert dots(page) == {"nothing to compare it with": 1}
+    assert "There is no front: no two of these reports may be compared" in page.text
     assert "2 b : no gated hop on the device has been examined" in page.text
     assert "3 c : batch 1 was not timed" in page.text
     assert not re.search(r"\b(None|nan|inf)\b", page.text)
@@ -164,13 +165,14 @@ def test_the_worst_hop_on_the_device_counts_and_the_host_does_not(base):
     assert worst_cosine(replace(report, chain=[replace(on_device, gate=None)])) is None
 
 
-def test_a_loss_of_nothing_is_drawn_at_the_least(base):
-    page = Page(render([one(base, "same", 2.0, 0.0), one(base, "other", 1.0, 1e-3)]))
-    assert "Drawn at a loss of 1e-08, the least that float32 answers can tell: 1 same ." in page.text
-    assert (
-        "1 same: p95 of batch 1, ms 2, 1 - cosine of the worst picture 1e-08, on the front"
-        in page.all("svg")[0]["aria-label"]
-    )
+def test_losses_below_the_rounding_of_float32_are_alike(base):
+    page = Page(render([one(base, "same", 2.0, 0.0), one(base, "slower", 3.0, -1e-15), one(base, "fast", 1.0, 1e-3)]))
+    assert "no more than the rounding of float32 answers" in page.text
+    assert "alike: 1 same , 2 slower ." in page.text
+    label = page.all("svg")[0]["aria-label"]
+    assert "1 same: p95 of batch 1, ms 2, 1 - cosine of the worst picture 1e-08, on the front" in label
+    assert "2 slower: p95 of batch 1, ms 3, 1 - cosine of the worst picture 1e-08, behind the front" in label
+    assert page.text.count("below 1e-08") == 3  # the sentence, two rows
 
 
 def test_plain_runs_are_drawn_and_never_those_with_a_graph(base):
@@ -317,19 +319,15 @@ def test_the_largest_group_is_compared_and_the_first_of_equals():
 
 def boxes_of(chart):
     """(left, top, right, bottom) of every name of a scatter, and of every dot."""
-    names = [
-        (
-            float(x) - plots.LETTER * len(words) / 2,
-            float(y) - 4 - 6,
-            float(x) + plots.LETTER * len(words) / 2,
-            float(y) - 4 + 6,
-        )
-        for x, y, words in re.findall(r'<text x="([\d.]+)" y="([\d.]+)" class="label-of"[^>]*>([^<]*)<', chart)
-    ]
+    names = []
+    pattern = r'<text x="([\d.]+)" y="([\d.]+)" class="label-of" text-anchor="(\w+)">([^<]*)<'
+    for x, y, anchor, words in re.findall(pattern, chart):
+        width, middle = plots.LETTER * len(words), float(y) - 4
+        left = float(x) - width * {"start": 0, "middle": 0.5, "end": 1}[anchor]
+        names.append((left, middle - 6, left + width, middle + 6))
     found = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)" r="(\d+)"', chart)
-    return names, [
-        (float(x) - float(r), float(y) - float(r), float(x) + float(r), float(y) + float(r)) for x, y, r in found
-    ]
+    dots_ = [(float(x) - float(r), float(y) - float(r), float(x) + float(r), float(y) + float(r)) for x, y, r in found]
+    return names, dots_
 
 
 def meet(one_box, other):

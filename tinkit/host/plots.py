@@ -17,8 +17,13 @@ from markupsafe import Markup
 WIDTH, HEIGHT = 320, 210
 LEFT, RIGHT, TOP, BOTTOM = 46, 72, 10, 36
 WIDE, HIGH = 400, 300  # of a scatter
-DOT, LETTER = 4, 6.8  # radius of a dot, and about as wide as a letter is
-KINDS = {"front": "on the front", "behind": "behind the front", "hollow": "not comparable"}
+DOT, LETTER = 4, 7.5  # radius of a dot, and about as wide as a letter is
+KINDS = {
+    "front": "on the front",
+    "behind": "behind the front",
+    "hollow": "not comparable",
+    "alone": "nothing to compare it with",
+}
 LINE = 14  # distance of two lines of text
 BINS = 36
 COLOURS = 5  # classes s0 to s4 of the style sheet
@@ -86,7 +91,7 @@ def histogram(label, samples_ms: Sequence[float], marks: Mapping[str, float]) ->
 
 @dataclass(frozen=True)
 class Dot:
-    """A report in a `scatter`. kind: "front", "behind" or "hollow"; spread: the interval of x, () where not known."""
+    """A report in a `scatter`. kind: one of KINDS; spread: the interval of x, () where not known."""
 
     name: str
     x: float
@@ -99,7 +104,7 @@ def scatter(label, dots: Sequence[Dot], x_title, y_title) -> Markup:
     """Dots over x (linear, from 0) and y (logarithmic, above 0), with stairs along the front. `label` is read out, and so
     is every dot. A name that would lie on another one moves away and gets a line to its dot; one without room is left out."""
     powers = _powers([dot.y for dot in dots])
-    ticks = nice_ticks(0, max(dot.x for dot in dots) * 1.02)
+    ticks = nice_ticks(0, max(dot.x for dot in dots) * 1.02, about=6)
     right, low = WIDE - 12, HIGH - BOTTOM
     x_of, height_of = _scale(0, ticks[-1], LEFT, right), _scale(powers[0], powers[-1], low, TOP)
     places = [(x_of(dot.x), height_of(math.log10(dot.y))) for dot in dots]
@@ -124,11 +129,13 @@ def scatter(label, dots: Sequence[Dot], x_title, y_title) -> Markup:
 
 
 def _label(svg, names, places, room):
-    """Names beside their dots, none of them on another name or on a dot."""
+    """Names beside their dots, none of them on another name or on a dot; lines first, so that they pass below names."""
     taken = [_around(place, 2 * DOT, 2 * DOT) for place in places]
+    texts = []
     for name, (x, y) in zip(names, places):
         width = LETTER * len(name)
-        beside = [(x + DOT + 3 + width / 2, y), (x - DOT - 3 - width / 2, y), (x, y - LINE), (x, y + LINE)]
+        aside = DOT + 3 + width / 2
+        beside = {(x + aside, y): "start", (x - aside, y): "end", (x, y - LINE): "middle", (x, y + LINE): "middle"}
         grid = [
             (room[0] + width / 2 + 8 * column, room[1] + LINE * (row + 0.5))
             for column in range(44)
@@ -136,18 +143,20 @@ def _label(svg, names, places, room):
         ]
         grid.sort(key=lambda middle: math.dist(middle, (x, y)))
         boxes = ((middle, _around(middle, width, LINE - 1)) for middle in [*beside, *grid])
-        found = next(
-            ((middle, box) for middle, box in boxes if _inside(box, room) and not any(_meet(box, b) for b in taken)),
-            None,
-        )
-        if found is None:
+        free = ((at, box) for at, box in boxes if _inside(box, room) and not any(_meet(box, other) for other in taken))
+        middle, box = next(free, (None, None))
+        if box is None:
             continue
-        (left, top), box = found
         taken.append(box)
-        if found[0] not in beside:
+        anchor = beside.get(middle, "middle")
+        texts.append(
+            ({"start": box[0], "end": box[2], "middle": middle[0]}[anchor], middle[1] + 4, name, "label-of", anchor)
+        )
+        if middle not in beside:
             ends = {"x1": x, "y1": y, "x2": min(max(x, box[0]), box[2]), "y2": min(max(y, box[1]), box[3])}
             _add(svg, "line", **ends, **{"class": "leader"})
-        _text(svg, left, top + 4, name, "label-of", "middle")
+    for told in texts:
+        _text(svg, *told)
 
 
 def _around(middle, width, height):

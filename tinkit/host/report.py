@@ -70,7 +70,7 @@ def render(facts: Report, evidence: Evidence) -> str:
         exam=evidence.exam,
         host_gate=table(evidence.manifest.get("host_gate") or facts.bundle.get("host_gate")),
         failures=[*_failures(facts), *precision.failures],
-        doubts=[*doubts_of(facts), *board["changed"]],
+        doubts=[*doubts_of(facts), *board["throttled"], *board["changed"]],
         precision=precision,
         longest=LONGEST_LIST,
         worst=worst_hop(facts.chain),

@@ -9,6 +9,7 @@ from typing import Any
 
 from tinkit.host import plots
 from tinkit.host.report_text import MOST_ROWS, NOT_RECORDED, finite, number, short, table, tables, text, texts
+from tinkit.host.report_timing import name_of
 from tinkit.results import Report
 
 PIECES = (("Model", "model"), ("Module", "module"), ("System on chip", "soc"), ("SM", "sm"), ("JetPack", "jetpack"),
@@ -31,6 +32,7 @@ def board_of(facts: Report) -> dict[str, Any]:
         "facts": told,
         "untold": untold,
         "changed": changes_of(board),
+        "throttled": _throttled(facts),
         "temperatures": _temperatures(board),
         "no_temperatures": "the board tells none" if board else "the report has no facts of the board",
         "watch": _watch(facts),
@@ -106,6 +108,17 @@ def _watch(facts: Report) -> dict[str, Any]:
         "interval": text(watch.get("interval_s"), NOT_RECORDED),
         "charts": charts,
     }
+
+
+def _throttled(facts: Report) -> list[str]:
+    """Windows whose throttle counters rose, other than those of a latency: these have marks of their own."""
+    timed = {name_of(run) for run in facts.latency}
+    told = [_window(window, []) for window in tables(facts.watch.get("windows"))]
+    return [
+        f"{one['name']}: {one['throttled']} throttle events"
+        for one in told
+        if one["events"] and one["name"] not in timed
+    ]
 
 
 def _window(window: dict, rails: list[str]) -> dict[str, Any]:

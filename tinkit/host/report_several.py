@@ -27,7 +27,7 @@ TEMPLATE = "report_several.html.j2"
 ALIKE = ("protocol", "device", "mode", "clocks")  # words of compare.UNLIKE
 WORDS = {"device": "device", "mode": "power mode", "clocks": "clocks", "protocol": "protocol", "source": "power source",
          "rail": "rail", "played back": "played back from a folder"}  # fmt: skip
-LEAST_LOSS = 1e-8  # float32 answers say nothing below it; drawn there
+LEAST_LOSS = 1e-8  # float32 answers say nothing below it; what is less counts as this
 LONGEST_LABEL = 24
 
 
@@ -132,13 +132,11 @@ def picture(title, entries, x_of, x_title, key_of, spread_of=lambda one: None) -
     """A chart of the entries that have a loss and a run, with the front of those that are alike by `key_of`."""
     shown = [one for one in entries if not one.lacks]
     reasons = unlike({one.number: key_of(one.report) for one in shown})
-    points = {one.number: (x_of(one), one.loss) for one in shown}
-    first = front({number: point for number, point in points.items() if number not in reasons})
-    kinds = {n: "hollow" if n in reasons else "front" if n in first else "behind" for n in points}
-    dots = [
-        plots.Dot(one.label, x_of(one), max(one.loss, LEAST_LOSS), kinds[one.number], pair(spread_of(one)))
-        for one in shown
-    ]
+    points = {one.number: (x_of(one), max(one.loss, LEAST_LOSS)) for one in shown}
+    alike = {number: point for number, point in points.items() if number not in reasons}
+    first, others = front(alike), "behind" if len(alike) > 1 else "alone"
+    kinds = {n: "hollow" if n in reasons else "front" if n in first and others != "alone" else others for n in points}
+    dots = [plots.Dot(one.label, *points[one.number], kinds[one.number], pair(spread_of(one))) for one in shown]
     chart = plots.scatter(title, dots, x_title, "1 - cosine of the worst picture") if dots else ""
     return Picture(chart, kinds, reasons)
 
@@ -203,7 +201,7 @@ def _row(entry: Entry, speed: Picture, energy: Picture) -> dict[str, Any]:
     worst = 1 - entry.loss if entry.loss is not None else None
     kinds = {"latency": speed.kinds.get(entry.number), "energy": energy.kinds.get(entry.number)}
     fronts = [what for what, kind in kinds.items() if kind == "front"]
-    compared = speed.kinds.get(entry.number) in ("front", "behind")
+    told = {"behind": "behind", "alone": "nothing to compare it with"}.get(kinds["latency"] or "", "not compared")
     return {
         "number": entry.number,
         "title": report.title,
@@ -212,13 +210,17 @@ def _row(entry: Entry, speed: Picture, energy: Picture) -> dict[str, Any]:
         "mode": text(report.board.get("power_mode"), "not told"),
         "clocks": clocks_told(report.board),
         "worst": worst,
-        "loss": f"{max(entry.loss, 0.0):.2g}" if entry.loss is not None else "none",
+        "loss": "none"
+        if entry.loss is None
+        else f"{entry.loss:.2g}"
+        if entry.loss >= LEAST_LOSS
+        else f"below {LEAST_LOSS}",
         "p50": short(run.p50_ms) if run else "none",
         "p95": short(run.p95_ms) if run else "none",
         "interval": between(run.intervals.get("p95_ms")) if run else "",
         "energy": short(entry.energy_mj) if entry.energy_mj is not None else "not measured",
         "file_mb": text(report.bundle.get("file_mb"), "not recorded"),
-        "front": " and ".join(fronts) or ("behind" if compared else "not compared"),
+        "front": " and ".join(fronts) or told,
         "on_front": bool(fronts),
         "reason": entry.lacks or speed.reasons.get(entry.number, ""),
         "energy_reason": "" if entry.number in speed.reasons else energy.reasons.get(entry.number, ""),
