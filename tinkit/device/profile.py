@@ -78,7 +78,8 @@ def profile(
     rehearsal, device_profile = _device(opened.target, device, require_target_runtime, facts, root)
     changes = {"warmup_s": warmup_s, "min_seconds": min_seconds}
     device_profile = replace(device_profile, **{key: value for key, value in changes.items() if value is not None})
-    say("device   {}{}".format(device_profile.name, ", rehearsal: " + rehearsal if rehearsal else ""))
+    if not isinstance(device, DeviceProfile):  # else the caller knows
+        say("device   {}{}".format(device_profile.name, ", rehearsal: " + rehearsal if rehearsal else ""))
 
     machine = board.machine(root)
     machine.update(load_before=board.load_average(), peak_before_mb=board.peak_memory_mb())
