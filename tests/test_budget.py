@@ -43,7 +43,13 @@ def test_a_limit_on_the_wrong_side_is_refused_with_the_right_one(text):
 def test_names_fall_into_scope_and_measure():
     assert split_name("server.p99.9_ms") == ("server", "p99.9_ms")
     assert split_name("p99.9_ms") == ("", "p99.9_ms")
-    assert [percentile_of(name) for name in ("p99.9_ms", "p5_ms", "p0_ms", "mean_ms", "load_ms")] == [99.9, 5, None, None, None]
+    assert [percentile_of(name) for name in ("p99.9_ms", "p5_ms", "p0_ms", "mean_ms", "load_ms")] == [
+        99.9,
+        5,
+        None,
+        None,
+        None,
+    ]
     assert is_lower_limit("single-stream.per_s")
     assert not is_lower_limit("p95_ms")
 

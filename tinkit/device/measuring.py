@@ -148,16 +148,16 @@ def _time_streams(subject, watch, found, say):
         return
     for streams in subject.device.streams:
         try:
-            with watch.window("{} streams".format(streams)):
+            with watch.window(_streams(streams)):
                 seen = throughput(
                     subject.runtime, subject.feeds(batch), batch, streams, max(subject.device.min_seconds, 0.05)
                 )
         except CannotJudge as error:  # TensorRT 8 with a free batch
-            found.notes.append("{} streams were not timed: {}".format(streams, error.what))
+            found.notes.append("{} were not timed: {}".format(_streams(streams), error.what))
             say("streams  " + found.notes[-1])
             continue
         found.throughput.append(seen)
-        say("streams  {} of batch {}: {:.1f} pictures/s".format(streams, batch, seen["pictures_per_s"]))
+        say("streams  {}, batch {}: {:.1f} pictures/s".format(_streams(streams), batch, seen["pictures_per_s"]))
 
 
 def _play_scenarios(subject, watch, scenarios, found, say):
@@ -206,10 +206,16 @@ def energy(found, summary):
 
 
 def marked(found, watch):
-    """The latencies with the reasons of the watch beside their own; reports keep every number all the same."""
+    """(latencies, notes) with the reasons of the watch beside their own; every number stays all the same."""
     latency = [replace(run, marks=run.marks + watch.marks(window_of(run))) for run in found.latency]
-    notes = ["{}: {}".format(window_of(run), mark) for run in latency for mark in run.marks]
-    return latency, notes
+    told = [(window_of(run), mark) for run in latency for mark in run.marks]
+    others = [_streams(run["streams"]) for run in found.throughput] + [run["scenario"] for run in found.scenarios]
+    told += [(name, mark) for name in others for mark in watch.marks(name)]
+    return latency, ["{}: {}".format(*pair) for pair in told]
+
+
+def _streams(count):
+    return "{} stream{}".format(count, "" if count == 1 else "s")
 
 
 def _measured(target):

@@ -20,6 +20,7 @@ from tinkit.host import junit
 from tinkit.host.report import find_report, load_report
 from tinkit.results import Report
 from tinkit.strict import nearest
+from tinkit.target import RUNTIMES
 
 SCHEMA = "tinkit-comparison-1"
 LATENCY = ("p50_ms", "p90_ms", "p95_ms", "p99_ms", "p99.9_ms")
@@ -237,7 +238,9 @@ def fidelity_of(report: Report) -> dict[str, float]:
     """OUTPUT.measure -> the worst of the gated hops on the device."""
     found: dict[str, float] = {}
     for hop in report.chain:
-        if not hop.gate or not hop.pictures or hop.output == "pixels" or not hop.hop.startswith("student -> "):
+        start, _, end = hop.hop.partition(" -> ")
+        on_device = start in ("student", "frame") and end.partition(",")[0] in RUNTIMES
+        if not (hop.gate and hop.pictures and on_device) or hop.output == "pixels":
             continue
         for measure in FIDELITY:
             name, value = f"{hop.output}.{measure}", getattr(hop, measure)

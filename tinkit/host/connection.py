@@ -239,7 +239,7 @@ class Connection:
             return 0
         self._words.append(text)
         if aloud:
-            self._say(f"ssh      {text}")
+            self._say(f"{'board' if self.host == 'local' else 'ssh':<8} {text}")
         return 1
 
 

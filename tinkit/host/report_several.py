@@ -9,7 +9,7 @@ other (same device, power mode, clocks and protocol; no rehearsal); the others a
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from tinkit import files
@@ -122,9 +122,8 @@ def entries_of(reports: Sequence[Report]) -> list[Entry]:
 
 
 def worst_cosine(report: Report) -> float | None:
-    """Of the gated hops on the device; the host's own hops (student -> onnx, ...) say nothing about it."""
-    here = [hop for hop in report.chain if hop.hop.partition(" -> ")[2].partition(",")[0].lower() != "onnx"]
-    seen = fidelity_of(replace(report, chain=here))
+    """Of the gated hops on the device."""
+    seen = fidelity_of(report)
     return min((value for name, value in seen.items() if name.endswith(".cosine_min")), default=None)
 
 

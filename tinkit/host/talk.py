@@ -34,10 +34,14 @@ def conversation(host, steps, say, keep=False, **where):
         try:
             yield connection
         except TinkitError:
-            if connection.in_step:
-                goodbye(connection, steps, keep, say)
+            if connection.in_step:  # the error is what there is to tell, not that a board which is gone says no goodbye
+                with contextlib.suppress(TinkitError):
+                    goodbye(connection, steps, keep, say)
             raise
-        goodbye(connection, steps, keep, say)
+        try:
+            goodbye(connection, steps, keep, say)
+        except TinkitError as error:  # costs nobody the report
+            say(f"note     the board did not say goodbye: {error.what} {error.seen or ''}".rstrip())
     except KeyboardInterrupt:
         said = "the board was not reached"
         if connection is not None:
@@ -105,14 +109,10 @@ def answer(connection, wanted, doing, say, take=None, most=0):
 
 
 def goodbye(connection, steps, keep, say):
-    """The board tidies up; that it could not is told, and costs nobody the report."""
+    """The board tidies up, and what it keeps is told. Raises TinkitError where it does not answer."""
     with steps.of("bye"), connection.within(BYE_S, "it had tidied up"):
         connection.ask({"ask": "bye", "keep": bool(keep)})
-        try:
-            message = answer(connection, "bye", "it tidied up", say)
-        except TinkitError as error:
-            say(f"note     the board did not say goodbye: {error.what} {error.seen or ''}".rstrip())
-            return
+        message = answer(connection, "bye", "it tidied up", say)
     left = message.get("left_mb")
     if not message.get("removed") and isinstance(left, (int, float)):
         say(f"kept     {left:.1f} MB stay on the board for the next run")
