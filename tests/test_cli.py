@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from export_parts import ROOT, loud_norm, write_run
 from small_parts import PREPROCESSING, small_model, small_target
 
+import tinkit as package
 from tinkit import cli as cli_module
 from tinkit.bundle import write_bundle
 from tinkit.cli import cli
@@ -134,7 +135,7 @@ def test_flag_over_file_over_default(tmp_path, monkeypatch):
         seen.update(settings, images=images)
         raise SystemExit(0)
 
-    monkeypatch.setattr(cli_module.tinkit, "distill", recorded, raising=False)
+    monkeypatch.setattr(package, "distill", recorded, raising=False)
     CliRunner().invoke(cli, ["distill", "--epochs", "3"])
     assert (seen["epochs"], seen["batch_size"], seen["images"]) == (3, 9, "pictures")
     assert "views" not in seen
@@ -181,7 +182,7 @@ def test_what_the_file_says_reaches_the_export_and_a_flag_wins(tmp_path, monkeyp
         seen.append(settings)
         raise SystemExit(0)
 
-    monkeypatch.setattr(cli_module.tinkit, "export", recorded, raising=False)
+    monkeypatch.setattr(package, "export", recorded, raising=False)
     CliRunner().invoke(cli, ["export"])
     CliRunner().invoke(cli, ["export", "--heal", "--calibration", "there"])
     CliRunner().invoke(cli, ["export", "--no-heal"])

@@ -37,11 +37,12 @@ def test_the_recipes_are_those_of_the_checkout_byte_for_byte(wheel):
 
 
 def test_the_package_is_whole_and_brings_its_templates(wheel):
-    endings = (".py", ".j2")
+    endings = (".py", ".j2", ".mk")
     wanted = {str(path.relative_to(CHECKOUT)) for path in (CHECKOUT / "tinkit").rglob("*") if path.suffix in endings}
     seen = {name for name in wheel.namelist() if name.startswith("tinkit/") and "_recipes" not in name}
     assert seen == wanted
     assert any(name.endswith(".j2") for name in seen)
+    assert "tinkit/jetson.mk" in seen
 
 
 def test_nothing_else_is_inside(wheel):
@@ -70,6 +71,19 @@ def test_the_wheel_alone_finds_its_recipes(wheel, tmp_path):
     assert Path(where).is_relative_to(tmp_path)
     names = [sorted(Path(name).stem for name in RECIPES if name.startswith(kind)) for kind in ("export", "profiles")]
     assert found == f"{names[0]} {names[1]}"
+
+
+def test_the_wheel_alone_brings_the_recipes_of_make(wheel, tmp_path):
+    wheel.extractall(tmp_path)
+    command = [sys.executable, "-m", "tinkit.cli"]
+    clean = {"PYTHONPATH": str(tmp_path), "PATH": os.environ["PATH"]}
+    done = subprocess.run([*command, "--makefile"], cwd=tmp_path, env=clean, capture_output=True, text=True, check=True)
+    path = Path(done.stdout.removesuffix("\n"))
+    assert path.is_relative_to(tmp_path)
+    assert path.read_bytes() == (CHECKOUT / "tinkit/jetson.mk").read_bytes()
+    dry = ["make", "-n", "-f", str(path), "jetson", "HOST=board", f"TINKIT={' '.join(command)}"]
+    done = subprocess.run(dry, cwd=tmp_path, env=clean, capture_output=True, text=True, check=True)
+    assert '--host="$HOST"' in done.stdout
 
 
 @pytest.mark.slow

@@ -76,6 +76,7 @@ def doctor(**given):
     if given["host"] is None:
         from tinkit.host import doctor as examination
 
+        _refuse_without_host(only_given(given))
         findings = examination.examine()
     else:
         from tinkit.host.board_doctor import examine_board
@@ -90,11 +91,14 @@ def doctor(**given):
 @option("--mode", help="the power mode to set, by name")
 @click.option("--restore", is_flag=True, help="put mode and clocks back to what they were")
 @click.option("--allow-state-change", is_flag=True, default=False, help="needed: this changes the board, by sudo -n")
+@option("--wait", "wait_s", type=float, help="seconds to wait for a measurement on the board  [60]")
 @option("--board-root", help="with --host local: read the board's files and tools below this folder")
 def clocks(mode, restore, allow_state_change, **given):
     """Pin a Jetson's clocks (jetson_clocks), set its power mode, or put both back. They stay until then."""
     from tinkit.host.board_run import change_state
 
+    if restore and mode is not None:
+        raise click.UsageError("--restore puts the mode back to what it was; --mode sets another: give one of them")
     settings = _of_board(given)
     if "host" not in settings:
         raise errors.TinkitError("Whose clocks?", next_step="name a board: --host USER@BOARD, or --host local")
@@ -110,6 +114,7 @@ def clocks(mode, restore, allow_state_change, **given):
 @click.option(
     "--mode", "modes", multiple=True, help="a power mode of the board by name; may be repeated  [the present one]"
 )
+@option("--device", help="a name from `tinkit list devices` or a .toml path  [detected]")
 @option("--budget", help="limits for each of them")
 @option("--out", help="where the reports go  [the run's folder]")
 @click.option(
@@ -118,16 +123,19 @@ def clocks(mode, restore, allow_state_change, **given):
 @click.option(
     "--allow-state-change", is_flag=True, default=None, help="let the board be changed, by sudo -n, and put back"
 )
+@option("--wait", "wait_s", type=float, help="seconds to wait for another measurement on the board  [60]")
 @option("--board-root", help="with --host local: read the board's files and tools below this folder")
 def matrix(run, targets, modes, budget, **given):
     """Export RUN to several targets, profile each in several power modes of a board, and hold them side by side."""
     from tinkit.budget import parse_budget
 
     settings = _of_board(given)
+    _refuse_without_host(settings)
     limits = parse_budget(budget) if budget is not None else None
     found = tinkit.matrix(run, targets=targets, modes=modes or ("",), budget=limits, say=say, **settings)
     table(("report", "mode", "p50 ms", "p95 ms", "mJ a picture", "verdict"), found.rows())
-    click.echo(f"report   {found.page}")
+    if found.page:
+        click.echo(f"report   {found.page}")
     click.get_current_context().exit(found.exit_code)
 
 
@@ -137,6 +145,17 @@ def _of_board(given):
 
     said = only_given(given)
     return {name: value for name, value in with_file("profile", said, PROFILE).items() if name in BOARD or name in said}
+
+
+def _refuse_without_host(settings):
+    """As `tinkit.profile` does: what is about a board is not silently left out."""
+    foreign = [name for name in settings if name in ("python", "ssh_config", "board_root")]
+    if foreign and "host" not in settings:
+        raise errors.TinkitError(
+            "This is about a board, and none was named.",
+            seen=", ".join(foreign),
+            next_step="add --host USER@BOARD, or --host local",
+        )
 
 
 def _write_html(path):

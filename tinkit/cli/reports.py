@@ -4,7 +4,7 @@ import click
 
 import tinkit
 from tinkit import errors
-from tinkit.cli.group import cli, option, table
+from tinkit.cli.group import cli, end, option, table
 
 
 @cli.command()
@@ -35,10 +35,10 @@ def compare(before, after, fail_if, allow, junit, json_path):
     table(("what", "before", "after", "change", "noise", "verdict"), result.rows())
     for note in result.notes:
         click.echo(f"note     {note}")
-    result.write(junit=junit, json=json_path)
-    click.echo(f"{result.verdict}: {result.title}")
-    if result.verdict == "failed":
-        click.get_current_context().exit(errors.EXIT_GATE)
+    result.write(junit, json_path)
+    end(result.verdict, result.title)
+    if result.verdict == "not judged":
+        click.get_current_context().exit(errors.EXIT_NO_VERDICT)
 
 
 @cli.command(name="list")
