@@ -12,8 +12,9 @@ from report_parts import Page
 from sshd_parts import NAME, NO_SSHD, Sshd, bare_python
 
 from tinkit.fidelity import PASSED
+from tinkit.host.report_text import short
 
-AWKWARD = """a b"c'd$(touch ran)`touch ran`;touch ran|touch ran & ${HOME} $$HOME $(shell touch ran) #*? \\n %"""
+AWKWARD = """a b"c'd$(touch ran)`touch ran`;touch ran|touch ran & ${HOME} $$HOME $(shell touch ran) #*? * \\n %"""
 BASH = "SHELL := /bin/bash\n.SHELLFLAGS := -euo pipefail -c\n"
 WAYS = ("-f", "include", "include with bash")
 
@@ -102,6 +103,13 @@ def test_a_products_own_values_are_taken_and_the_command_line_wins(recipes):
     assert asked[1] == ["profile", "--host=other", "--", "runs/current/bundle-trt"]
 
 
+def test_what_is_said_to_make_reaches_a_make_below_it(recipes):
+    text = "all:\n\t@$(MAKE) --no-print-directory jetson-doctor\n"
+    code, said, asked = recipes("all", f"HOST={AWKWARD}", f"SSH_CONFIG={AWKWARD}", way="include", text=text)
+    assert code == 0, said
+    assert asked == [["doctor", f"--host={AWKWARD}", f"--ssh-config={AWKWARD}"]]
+
+
 def test_make_alone_stays_the_products_own_first_target(recipes):
     code, said, asked = recipes(way="include", text="own:\n\t@echo its own\n")
     assert (code, said, asked) == (0, "its own\n", [])
@@ -168,13 +176,19 @@ def assert_page_tells(page, report):
     """Device, exam, latency and its conditions."""
     single = report["latency"][0]
     words = Page(page).text
-    for shown in (
+    shown = [
+        "The board Memory",
         report["machine"]["cpu"],
-        "student → onnxruntime",
-        f"{single['p50_ms']:.3f}",
+        "student → onnxruntime, batch 1",
+        "passed cosine at least 0.9999",
+    ]
+    shown += [
+        f"p50 {short(single['p50_ms'])}",
         f"{single['samples']} samples",
-    ):
-        assert shown in words, shown
+        "provider CPUExecutionProvider",
+        "copies included",
+    ]
+    assert [one for one in shown if one not in words] == []
 
 
 @pytest.mark.slow
