@@ -134,6 +134,14 @@ def test_a_manifest_cut_short_is_refused(written):
         open_bundle(written.path)
 
 
+@pytest.mark.parametrize("chain", [[{"hop": "teacher -> mapped teacher"}], [3], 7, [None]])
+def test_damaged_hops_are_told_when_the_bundle_is_opened(written, chain):
+    change_manifest(written, chain=chain)
+    with pytest.raises(TinkitError, match="hops") as caught:
+        open_bundle(written.path)
+    assert caught.value.where.endswith("manifest.json")
+
+
 def test_another_schema_is_refused(written):
     change_manifest(written, schema="tinkit-bundle-99")
     with pytest.raises(TinkitError, match="schema") as caught:

@@ -64,7 +64,8 @@ def test_every_extra_exists():
 
 
 def test_the_flags_of_the_other_examples_exist():
-    flags = {name for option in cli.cli.commands["distill"].params for name in getattr(option, "opts", [])}
+    options = (option for command in cli.cli.commands.values() for option in command.params)
+    flags = {name for option in options for name in getattr(option, "opts", [])}
     for block in blocks("text"):
         assert set(re.findall(r"--[a-z-]+", block)) <= flags
 

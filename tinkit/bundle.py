@@ -20,6 +20,7 @@ import numpy as np
 
 from tinkit import files
 from tinkit.errors import TinkitError, from_os_error
+from tinkit.fidelity import Fidelity
 from tinkit.pixels import Preprocessing
 from tinkit.target import Target
 
@@ -100,6 +101,11 @@ class Bundle:
     def preprocessing(self):
         return Preprocessing.from_json(self.manifest["preprocessing"])
 
+    @property
+    def chain(self):
+        """The hops that the host examined, as `Fidelity`s."""
+        return _read_chain(self.manifest, os.path.join(self.path, MANIFEST))
+
     def exam(self):
         """The `Exam`, or None for a bundle exported with --deploy-only."""
         if EXAM not in self.manifest["files"]:
@@ -143,7 +149,20 @@ def open_bundle(path):
                 seen="sha256 {}..., expected {}...".format(seen[:12], record["sha256"][:12]),
                 next_step="copy the bundle again, or export it again",
             )
+    _read_chain(manifest, manifest_path)  # a damaged one is told now, not after an hour
     return Bundle(path, manifest)
+
+
+def _read_chain(manifest, where):
+    try:
+        return [Fidelity.from_json(hop) for hop in manifest.get("chain", [])]
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise TinkitError(
+            "The hops in the bundle's manifest cannot be read.",
+            where=where,
+            seen="{}: {}".format(type(error).__name__, error),
+            next_step="export it again with this version",
+        ) from None
 
 
 def _is_list_of_hashes(listed):

@@ -68,6 +68,13 @@ def read_section(section, kinds):
 
 
 def _check(section, name, value, kinds):
+    if name == "allow_state_change":
+        raise TinkitError(
+            "Permission to change a board is not for a file.",
+            where=SETTINGS_FILE,
+            seen=name,
+            next_step="say --allow-state-change on the command line, every time",
+        )
     if name not in kinds:
         raise TinkitError(
             "The settings file has a key that `tinkit {}` does not know.".format(section),

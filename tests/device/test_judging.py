@@ -50,6 +50,13 @@ def test_any_percentile_is_that_of_the_samples(percent):
     assert entry["reason"] == "batch 1"
 
 
+@pytest.mark.parametrize(("samples", "verdict"), [(999, NOT_JUDGED), (1000, PASSED)])
+def test_a_percentile_that_so_few_samples_say_nothing_about_is_not_judged(samples, verdict):
+    entry = judged("p99.9_ms", 1e6, latency=[timed(samples=range(1, samples + 1))])
+    assert entry["verdict"] == verdict
+    assert ("takes 1000" in entry["reason"]) == (verdict == NOT_JUDGED)
+
+
 def test_mean_and_minimum_are_those_of_the_samples():
     assert judged("mean_ms", 1e6, latency=[timed()])["measured"] == pytest.approx(500.5)
     assert judged("min_ms", 1e6, latency=[timed()])["measured"] == 1.0
@@ -66,7 +73,8 @@ def test_the_gpu_alone_is_judged_by_its_own_samples():
 
 def played(**changes):
     return dict(
-        {"scenario": "server", "valid": True, "reason": "", "samples_ms": [1.0, 2.0, 3.0], "per_s": 40.0}, **changes
+        {"scenario": "server", "valid": True, "reason": "", "samples_ms": [1.0, 2.0, 3.0] * 40, "per_s": 40.0},
+        **changes,
     )
 
 

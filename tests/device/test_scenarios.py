@@ -256,3 +256,19 @@ def test_any_text_is_a_scenario_or_refused(text):
 def test_a_scenario_that_cannot_be_played_is_a_programmers_error(scenario, max_batch):
     with pytest.raises(ValueError, match="largest batch"):
         play(scenario, lambda batch: None, max_batch)
+
+
+def test_a_server_that_is_stopped_with_queries_unanswered_is_not_valid():
+    """Few of them, so that the queue's own rule says nothing: what they would have waited is in no percentile."""
+    now = [0.0]
+    stalls = iter([False] * 1940 + [True] + [False] * 10**6)
+
+    def run(batch):
+        now[0] += 11.0 if next(stalls) else 0.001
+
+    def sleep(seconds):
+        now[0] += seconds
+
+    played = play(Scenario("server", 10.0, 500, rate_per_s=200.0), run, 1, clock=lambda: now[0], sleep=sleep)
+    assert not played["valid"]
+    assert "unanswered" in played["reason"]

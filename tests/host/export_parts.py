@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from tinkit import files
+from tinkit.fidelity import NOT_JUDGED, Fidelity
 from tinkit.host import run as runs
 from tinkit.host.exam import exam_of_folder
 from tinkit.host.student import build_student
@@ -17,7 +18,10 @@ from tinkit.target import Batch, Gate, Target
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 STUDENT, SIZE, DIM = "test_efficientnet", 64, 32
-CHAIN = [{"hop": "teacher -> mapped teacher"}, {"hop": "mapped teacher -> student"}]
+CHAIN = [
+    Fidelity(name, "embedding", 4, 1.0, 1.0, 1.0, 0.0, 0.0, [], NOT_JUDGED).to_json()
+    for name in ("teacher -> mapped teacher", "mapped teacher -> student")
+]
 
 
 def students_benchmark():

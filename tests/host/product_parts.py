@@ -8,7 +8,6 @@ from pathlib import Path
 
 from export_parts import ROOT, write_run
 
-from tinkit import files
 from tinkit.device.board import architecture
 
 MAKEFILE = os.path.join(ROOT, "tinkit", "jetson.mk")
@@ -34,10 +33,7 @@ OF_MAKE = (
 
 def finished_run(folder, pictures):
     """A run that can go the whole way to a report; its path."""
-    path = write_run(folder, pictures)
-    record = files.read_json(os.path.join(path, "run.json"), "The run")
-    files.write_json(os.path.join(path, "run.json"), {**record, "chain": []})
-    return path
+    return write_run(folder, pictures)
 
 
 def quick_profile(path, **changes):

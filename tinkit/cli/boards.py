@@ -48,15 +48,10 @@ def _board_options(command):
 @option("--board-root", help="with --host local: read the board's files and tools below this folder")
 def profile(bundle, budget, **given):
     """Sit the exam and measure BUNDLE (default: the newest), here or on a board, and write the report."""
-    from tinkit.budget import check_budget, parse_budget
-    from tinkit.settings_file import PROFILE, SETTINGS_FILE
+    from tinkit.settings_file import PROFILE
 
     settings = with_file("profile", only_given(given), PROFILE)
-    limits = settings.pop("budget", None)
-    if budget is not None:
-        limits = parse_budget(budget)
-    elif limits is not None:
-        check_budget(limits, SETTINGS_FILE)
+    limits = _limits(budget, settings)
     result = tinkit.profile(bundle, budget=limits, say=say, **settings)
     for limit in result.budgets:
         measured = "-" if limit["measured"] is None else f"{limit['measured']:g}"
@@ -127,11 +122,12 @@ def clocks(mode, restore, allow_state_change, **given):
 @option("--board-root", help="with --host local: read the board's files and tools below this folder")
 def matrix(run, targets, modes, budget, **given):
     """Export RUN to several targets, profile each in several power modes of a board, and hold them side by side."""
-    from tinkit.budget import parse_budget
+    from tinkit.settings_file import PROFILE
 
-    settings = _of_board(given)
+    of_one = {"mode", "out", "fetch_engine", "require_target_runtime"}
+    settings = with_file("profile", only_given(given), PROFILE, used=set(PROFILE) - of_one)
     _refuse_without_host(settings)
-    limits = parse_budget(budget) if budget is not None else None
+    limits = _limits(budget, settings)
     found = tinkit.matrix(run, targets=targets, modes=modes or ("",), budget=limits, say=say, **settings)
     table(("report", "mode", "p50 ms", "p95 ms", "mJ a picture", "verdict"), found.rows())
     if found.page:
@@ -139,12 +135,23 @@ def matrix(run, targets, modes, budget, **given):
     click.get_current_context().exit(found.exit_code)
 
 
+def _limits(budget, settings):
+    """The budget of the flag, else of the settings file (taken out of `settings`), checked."""
+    from tinkit.budget import check_budget, parse_budget
+    from tinkit.settings_file import SETTINGS_FILE
+
+    limits = settings.pop("budget", None)
+    if budget is not None:
+        return parse_budget(budget)
+    check_budget(limits or {}, SETTINGS_FILE)
+    return limits
+
+
 def _of_board(given):
     """What was said on the command line, and what the settings file says about how a board is reached."""
     from tinkit.settings_file import BOARD, PROFILE
 
-    said = only_given(given)
-    return {name: value for name, value in with_file("profile", said, PROFILE).items() if name in BOARD or name in said}
+    return with_file("profile", only_given(given), PROFILE, used=BOARD)
 
 
 def _refuse_without_host(settings):

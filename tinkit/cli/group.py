@@ -46,11 +46,11 @@ def only_given(values):
     return {name: value for name, value in values.items() if value is not None and value != ()}
 
 
-def with_file(section, given, kinds):
-    """Flags over `tinkit.toml`; what the file says is printed."""
+def with_file(section, given, kinds, used=None):
+    """Flags over `tinkit.toml`; what the file says is printed. used: the keys of the section that count, None for all."""
     from tinkit.settings_file import SETTINGS_FILE, read_section
 
-    values = read_section(section, kinds)
+    values = {name: value for name, value in read_section(section, kinds).items() if used is None or name in used}
     if values:
         say(f"settings from {SETTINGS_FILE}: " + ", ".join(f"{name} = {value}" for name, value in values.items()))
     return {**values, **given}

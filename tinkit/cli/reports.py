@@ -25,7 +25,9 @@ def report(sources, out):
 @click.argument("after")
 @option("--fail-if", help="changes that fail, such as p95_ms>+5%,embedding.cosine_min<-0.001")
 @option(
-    "--allow", multiple=True, help="compare in spite of a difference in: protocol, device, mode, clocks, target; repeat"
+    "--allow",
+    multiple=True,
+    help="compare in spite of a difference in: protocol, device, playback, mode, clocks, target, threads; repeat",
 )
 @option("--junit", help="write JUnit XML to this file")
 @option("--json", "json_path", help="write the comparison as JSON to this file")

@@ -11,6 +11,19 @@ from tinkit.fidelity import FAILED, NOT_JUDGED, PASSED, verdict_of
 BUDGET_BATCH = 1  # latency budgets are of one picture
 
 
+def measured_of(report, file_mb):
+    """name -> value of the budgets that are neither a latency nor of a scenario; None for what could not be measured."""
+    return {
+        "load_ms": report.load_ms,
+        "first_ms": report.first_ms,
+        "peak_mb": report.peak_mb,
+        "file_mb": file_mb,
+        "energy_mj": report.power.get("energy_mj"),
+        "power_w": report.power.get("load_w"),
+        "per_s": max((run["pictures_per_s"] for run in report.throughput), default=None),
+    }
+
+
 def judge_budgets(budget, measured, latency, rehearsal="", scenarios=()):
     """[{"name", "limit", "sign", "measured", "verdict", "reason"}].
 
@@ -47,7 +60,7 @@ def _of_latency(scope, measure, single):
     samples_ms = single.gpu.get("samples_ms") if scope else single.samples_ms
     if not samples_ms:
         return None, "this runtime tells no times of the GPU alone"
-    return _statistic(measure, samples_ms), "batch {}".format(BUDGET_BATCH)
+    return _statistic(measure, samples_ms, "batch {}".format(BUDGET_BATCH))
 
 
 def _of_scenario(scope, measure, scenarios):
@@ -60,15 +73,21 @@ def _of_scenario(scope, measure, scenarios):
         return played["per_s"], ""
     if not played["samples_ms"]:
         return None, "it is one query: it has a rate and no latency"
-    return _statistic(measure, played["samples_ms"]), ""
+    return _statistic(measure, played["samples_ms"], "")
 
 
-def _statistic(measure, samples_ms):
+def _statistic(measure, samples_ms, reason):
+    """(value, reason); None for a percentile beyond which not even one of so many samples is expected."""
     if measure == "mean_ms":
-        return float(np.mean(samples_ms))
+        return float(np.mean(samples_ms)), reason
     if measure == "min_ms":
-        return float(np.min(samples_ms))
-    return float(np.percentile(samples_ms, percentile_of(measure)))
+        return float(np.min(samples_ms)), reason
+    percent = percentile_of(measure)
+    needed = int(np.ceil(100 / (100 - percent) - 1e-9))
+    if len(samples_ms) < needed:
+        told = "{} samples say nothing about p{:g}: it takes {} or more (min_samples of the device profile)"
+        return None, told.format(len(samples_ms), percent, needed)
+    return float(np.percentile(samples_ms, percent)), reason
 
 
 def _excuse(single):

@@ -35,18 +35,21 @@ def measure(
     cpu_clock=time.thread_time,
     conditions=None,
     gpu_ms=None,
+    window=None,
 ):
     """Time `run()`, which computes one batch and returns when its answers are in host memory. Clocks in seconds.
 
     threads: 0 where the runtime sleeps while another processor works, so that nothing can be said about contention.
-    gpu_ms: a function that tells the GPU's own milliseconds of the last run, or None where it has none. intervals and
-    percentiles go by the names of `PERCENTILES`.
+    gpu_ms: a function that tells the GPU's own milliseconds of the last run, or None where it has none. window: a context
+    manager that is entered for warm-up and sampling alone, not for the statistics, in which the processor idles. intervals
+    and percentiles go by the names of `PERCENTILES`.
     """
     if min_samples < 1:
         raise ValueError("at least one sample is taken")
-    warmup_runs, stable = _warm_up(run, warmup_s, wall_clock)
-    with _no_collection():
-        wall, cpu, gpu, seconds = _sample(run, min_samples, min_seconds, wall_clock, cpu_clock, gpu_ms)
+    with window or contextlib.nullcontext():
+        warmup_runs, stable = _warm_up(run, warmup_s, wall_clock)
+        with _no_collection():
+            wall, cpu, gpu, seconds = _sample(run, min_samples, min_seconds, wall_clock, cpu_clock, gpu_ms)
     times = summary(np.array(wall) * 1e3)
     wall_per_cpu = sum(wall) / max(sum(cpu), 1e-9)
     contended = threads == 1 and wall_per_cpu > CONTENDED

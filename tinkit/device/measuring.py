@@ -11,6 +11,7 @@ from typing import Any, Dict, List
 
 import numpy as np
 
+from tinkit.device import board
 from tinkit.device.latency import measure
 from tinkit.device.layers import layers_report
 from tinkit.device.scenarios import play
@@ -33,6 +34,7 @@ class Measured:
     scenarios: List[Dict[str, Any]] = field(default_factory=list)
     layers: Dict[str, Any] = field(default_factory=dict)
     notes: List[str] = field(default_factory=list)
+    peak_mb: float = 0.0
 
 
 class Subject:
@@ -77,6 +79,7 @@ def measure_model(subject, watch, steps, scenarios=(), layers=True, power_mode="
         time.sleep(min(IDLE_S, subject.device.min_seconds))
     with steps.of("latency"):
         _time_batches(subject, watch, found, say)
+    found.peak_mb = board.peak_memory_mb()  # before further contexts, the load's pictures and the profiler
     with steps.of("throughput"):
         _time_streams(subject, watch, found, say)
     with steps.of("scenarios"):
@@ -116,18 +119,18 @@ def _time_batch(subject, batch, graph, watch):
         runtime.use_cuda_graph(graph)
         conditions["cuda_graph"] = graph
     on_gpu = getattr(runtime, "device_ms", "none") != "none"
-    with watch.window(_window(batch, graph)):
-        seen = measure(
-            lambda: runtime.run(feeds),
-            batch=batch,
-            # What waits for a GPU may sleep: wall time over processor time says nothing about other work then.
-            threads=0 if on_gpu else device.threads,
-            warmup_s=device.warmup_s,
-            min_samples=device.min_samples,
-            min_seconds=device.min_seconds,
-            conditions=conditions,
-            gpu_ms=(lambda: runtime.device_ms) if on_gpu else None,
-        )
+    seen = measure(
+        lambda: runtime.run(feeds),
+        batch=batch,
+        # What waits for a GPU may sleep: wall time over processor time says nothing about other work then.
+        threads=0 if on_gpu else device.threads,
+        warmup_s=device.warmup_s,
+        min_samples=device.min_samples,
+        min_seconds=device.min_seconds,
+        conditions=conditions,
+        gpu_ms=(lambda: runtime.device_ms) if on_gpu else None,
+        window=watch.window(_window(batch, graph)),
+    )
     if graph:
         runtime.use_cuda_graph(False)
     return seen
@@ -148,10 +151,9 @@ def _time_streams(subject, watch, found, say):
         return
     for streams in subject.device.streams:
         try:
-            with watch.window(_streams(streams)):
-                seen = throughput(
-                    subject.runtime, subject.feeds(batch), batch, streams, max(subject.device.min_seconds, 0.05)
-                )
+            window = watch.window(_streams(streams))
+            seconds = max(subject.device.min_seconds, 0.05)
+            seen = throughput(subject.runtime, subject.feeds(batch), batch, streams, seconds, window=window)
         except CannotJudge as error:  # TensorRT 8 with a free batch
             found.notes.append("{} were not timed: {}".format(_streams(streams), error.what))
             say("streams  " + found.notes[-1])
@@ -161,9 +163,10 @@ def _time_streams(subject, watch, found, say):
 
 
 def _play_scenarios(subject, watch, scenarios, found, say):
-    limits, ready = subject.opened.target.batch, {}  # arrays are made before the clock starts
+    limits, ready = subject.opened.target.batch, []  # arrays are made before the clock starts
     if scenarios:
-        ready = {batch: subject.feeds(max(batch, limits.min)) for batch in range(1, limits.max + 1)}
+        most = subject.feeds(limits.max)
+        ready = [{name: array[: max(n, limits.min)] for name, array in most.items()} for n in range(limits.max + 1)]
 
     def run(batch):
         subject.runtime.run(ready[batch])
@@ -206,12 +209,12 @@ def energy(found, summary):
 
 
 def marked(found, watch):
-    """(latencies, notes) with the reasons of the watch beside their own; every number stays all the same."""
+    """`found` with the watch's reasons among the marks and the notes; every number stays all the same."""
     latency = [replace(run, marks=run.marks + watch.marks(window_of(run))) for run in found.latency]
     told = [(window_of(run), mark) for run in latency for mark in run.marks]
     others = [_streams(run["streams"]) for run in found.throughput] + [run["scenario"] for run in found.scenarios]
     told += [(name, mark) for name in others for mark in watch.marks(name)]
-    return latency, ["{}: {}".format(*pair) for pair in told]
+    return replace(found, latency=latency, notes=found.notes + ["{}: {}".format(*pair) for pair in told])
 
 
 def _streams(count):

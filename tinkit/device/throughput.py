@@ -16,11 +16,12 @@ WARM_RUNS = 3  # of each stream: a new context's first run costs more, and a CUD
 GIVE_UP = 10  # times the seconds asked for, where there are too few runs
 
 
-def throughput(runtime, feeds, batch, streams, seconds, min_samples=50, clock=time.perf_counter):
+def throughput(runtime, feeds, batch, streams, seconds, min_samples=50, clock=time.perf_counter, window=None):
     """{"streams", "batch", "pictures_per_s", "runs", "seconds", "p50_ms", "p99_ms"} of `streams` at once.
 
     feeds: one batch, the same for all. The window is `seconds` long, or longer until `min_samples` runs are complete
-    (at most 10 times as long; with fewer runs then, `runs` says so). Raises what a run raises, and ValueError for a
+    (at most 10 times as long; with fewer runs then, `runs` says so). window: a context manager that is
+    entered when all streams are warm and let go. Raises what a run raises, and ValueError for a
     runtime that cannot do more than one stream.
     """
     if streams < 1 or seconds <= 0:
@@ -29,7 +30,7 @@ def throughput(runtime, feeds, batch, streams, seconds, min_samples=50, clock=ti
         raise ValueError("{} has no second stream".format(type(runtime).__name__))
     with contextlib.ExitStack() as opened:
         runtimes = [runtime] + [opened.enter_context(runtime.again()) for _ in range(streams - 1)]
-        runs, start = _run_together(runtimes, feeds, seconds, min_samples, clock)
+        runs, start = _run_together(runtimes, feeds, seconds, min_samples, clock, window or contextlib.nullcontext())
     window = _window(runs, start, seconds, min_samples)
     inside = [run for run in runs if run[0] >= start and run[1] - start <= window]
     times_ms = [(done - begun) * 1e3 for begun, done in inside]
@@ -51,7 +52,7 @@ def _window(runs, start, seconds, min_samples):
     return max(seconds, ended[min(min_samples, len(ended)) - 1])
 
 
-def _run_together(runtimes, feeds, seconds, min_samples, clock):
+def _run_together(runtimes, feeds, seconds, min_samples, clock, window):
     """([(begin, end) of every run], when all were let go)."""
     shared = _Shared(len(runtimes), seconds, min_samples, clock)
     threads = [
@@ -61,8 +62,10 @@ def _run_together(runtimes, feeds, seconds, min_samples, clock):
     try:
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join()
+        shared.let_go.wait()
+        with window:
+            for thread in threads:
+                thread.join()
     finally:  # also on Ctrl-C: nothing goes on running behind the caller's back
         shared.stop()
         for thread in threads:
@@ -80,6 +83,7 @@ class _Shared:
         self._seconds, self._min_samples, self._clock = seconds, min_samples, clock
         self._barrier = threading.Barrier(streams, action=self._let_go)
         self._over, self.start, self.finished, self.errors = False, 0.0, [], []
+        self.let_go = threading.Event()  # also when there is nothing to let go any more
 
     def work(self, runtime, feeds):
         try:
@@ -103,9 +107,11 @@ class _Shared:
     def stop(self):
         self._over = True
         self._barrier.abort()
+        self.let_go.set()
 
     def _let_go(self):
         self.start = self._clock()
+        self.let_go.set()
 
     def _enough(self, passed):
         if passed < self._seconds:

@@ -19,6 +19,8 @@ from tinkit.device import trtexec_output as output
 from tinkit.device.trtexec_command import DEFAULTS, TrtexecOptions, command, dotted
 from tinkit.errors import CannotJudge, TinkitError
 
+BACKEND = "trtexec"
+BACKENDS = ("tensorrt", BACKEND)
 GOAL = 0.03  # of GPU compute time
 NEWEST = 11  # the newest major version whose flags are known
 SAME = 1e-3  # its own median and the one of its times may differ by so much
@@ -28,6 +30,46 @@ INSTALL = (
     "on a Jetson it comes with JetPack: sudo apt-get install libnvinfer-bin puts it into /usr/src/tensorrt/bin; "
     "elsewhere it is in TensorRT's archive, not in its pip package"
 )
+
+
+def refuse_backend(backend, target, commands):
+    """Raises TinkitError for a backend that is none or not of this target, CannotJudge where trtexec is missing."""
+    if backend and backend not in BACKENDS:
+        raise TinkitError("There is no such backend.", seen=backend, next_step="one of " + ", ".join(BACKENDS))
+    if backend and target.runtime != "tensorrt":
+        raise TinkitError(
+            "Only a target for TensorRT can be timed by trtexec.",
+            seen="target {} is for {}".format(target.name, target.runtime),
+            next_step="leave --backend out",
+        )
+    if backend == BACKEND and commands.find("trtexec") is None:
+        raise _missing()
+
+
+def beside(commands, opened, inputs, machine, latency, say):
+    """What trtexec says about the same engine at batch 1, and how far our time of the GPU alone is from it.
+
+    A trtexec that fails costs its own numbers, not the report: {"failed": in words}.
+    """
+    engine = machine.get("engine", {}).get("engine", "")
+    ours = next((run for run in latency if run.batch == 1 and run.conditions.get("cuda_graph") and run.gpu), None)
+    try:
+        with tempfile.TemporaryDirectory(prefix="tinkit-") as folder:
+            theirs = run_trtexec(
+                commands, opened.model_path, opened.target, 1, folder, inputs=inputs, engine=engine, say=say
+            )
+    except TinkitError as error:
+        say("trtexec  {}".format(error.what))
+        return {"failed": " ".join(filter(None, (error.what, error.seen)))}
+    if ours is None:
+        return theirs
+    apart = agreement(ours.gpu["p50_ms"], theirs)
+    say("trtexec  {verdict}: ours {ours_ms} ms, trtexec {trtexec_ms} ms of GPU compute".format(**apart))
+    return dict(theirs, agreement=apart)
+
+
+def _missing():
+    return CannotJudge("trtexec is missing, so there is nothing to compare with.", next_step=INSTALL)
 
 
 def run_trtexec(
@@ -59,7 +101,7 @@ def run_trtexec(
     say = say or (lambda line: None)
     path = commands.find("trtexec")
     if path is None:
-        raise CannotJudge("trtexec is missing, so there is nothing to compare with.", next_step=INSTALL)
+        raise _missing()
     version = _version(commands, path)
     options = TrtexecOptions(
         seconds=seconds,

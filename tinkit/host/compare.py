@@ -3,7 +3,8 @@
 Reports of unlike protocols, devices, power modes, clocks or targets are two different numbers: they are refused unless the
 difference is allowed by name. The noise of a percentile is what the bootstrap intervals of both runs leave open; two runs
 on one machine differ by more than that when the machine changes between them, which no interval can know (docs/boards.md).
-Rules (`p95_ms>+5%`) fail a build; one that is broken by less than the noise is not judged, rather than failed by chance.
+Rules (`p95_ms>+5%`) fail a build; one that is broken, but not by everything that the noise leaves open, is not judged, rather
+than failed by chance. What was measured once a report (energy, rates, load time) has no such interval and is taken as it is.
 """
 
 import re
@@ -14,6 +15,7 @@ import numpy as np
 
 from tinkit import files
 from tinkit.budget import is_lower_limit, percentile_of, split_name
+from tinkit.device.judging import measured_of
 from tinkit.errors import CannotJudge, TinkitError
 from tinkit.fidelity import FAILED, NOT_JUDGED, PASSED
 from tinkit.host import junit
@@ -27,6 +29,7 @@ LATENCY = ("p50_ms", "p90_ms", "p95_ms", "p99_ms", "p99.9_ms")
 PLAIN = ("load_ms", "first_ms", "peak_mb", "file_mb", "energy_mj", "power_w", "per_s")
 FIDELITY = ("cosine_min", "cosine_mean", "max_error_share")
 HIGHER_IS_BETTER = ("cosine_min", "cosine_mean")
+COMPARED = "compared"  # no rule was given, so nothing was judged
 SAME, BETTER, WORSE, NOISE, CHANGED = "the same", "better", "worse", "within the noise", "changed"
 RULE = re.compile(
     r"\s*(?P<name>[\w.\-]+?)\s*(?P<sign>[<>])\s*(?P<limit>[+-]\d+(?:\.\d+)?(?:e-?\d+)?)(?P<percent>%?)\s*"
@@ -117,8 +120,9 @@ class Comparison:
 def compare(before, after, fail_if="", allow=()) -> Comparison:
     """Compare two reports (folders, report.json files or `Report`s).
 
-    fail_if: rules such as "p95_ms>+5%,embedding.cosine_min<-0.001", on the relative change with %, else on the difference. allow:
-    words of `UNLIKE` that may differ. Raises CannotJudge for unlike reports, TinkitError for a rule that makes no sense.
+    fail_if: rules such as "p95_ms>+5%,embedding.cosine_min<-0.001", on the relative change with %, else on the
+    difference; without rules the verdict is "compared". allow: words of `UNLIKE` that may differ. Raises CannotJudge for
+    unlike reports, TinkitError for a rule that makes no sense.
     """
     rules = parse_rules(fail_if)
     first, second = (one if isinstance(one, Report) else load_report(find_report(one)) for one in (before, after))
@@ -126,7 +130,7 @@ def compare(before, after, fail_if="", allow=()) -> Comparison:
     changes = changes_of(first, second)
     judged = [_judge(rule, changes) for rule in rules]
     verdicts = {entry["verdict"] for entry in judged}
-    verdict = FAILED if FAILED in verdicts else NOT_JUDGED if NOT_JUDGED in verdicts else PASSED
+    verdict = FAILED if FAILED in verdicts else NOT_JUDGED if NOT_JUDGED in verdicts else PASSED if rules else COMPARED
     notes += [f"{entry['name']}: {entry['reason']}" for entry in judged if entry["verdict"] != PASSED]
     return Comparison(
         f"{first.title} ({first.created}) to {second.title} ({second.created})", verdict, changes, judged, notes
@@ -159,6 +163,8 @@ def parse_rules(text) -> list[dict[str, Any]]:
                 "percent": bool(found["percent"]),
             }
         )
+    if text and not rules:
+        raise TinkitError("There is no rule in it.", where="--fail-if", seen=repr(text), next_step="p95_ms>+5%")
     return rules
 
 
@@ -177,13 +183,18 @@ def _judge(rule, changes) -> dict[str, Any]:
     told = f"{change.before:.5g} to {change.after:.5g}, {change.relative:+.2%}"
     if not (seen > rule["limit"] if rule["sign"] == ">" else seen < rule["limit"]):
         return dict(rule, verdict=PASSED, reason=told)
-    if change.verdict == NOISE:
-        return dict(
-            rule,
-            verdict=NOT_JUDGED,
-            reason=told + ", which is within the noise: measure longer, or on a quieter machine",
-        )
+    if not _surely(rule, change):
+        told += ", the noise is {:+.1%} to {:+.1%}: measure longer, or on a quieter machine".format(*change.interval)
+        return dict(rule, verdict=NOT_JUDGED, reason=told)
     return dict(rule, verdict=FAILED, reason=told)
+
+
+def _surely(rule, change) -> bool:
+    """Whether everything that the noise leaves open breaks the rule; what has no interval is taken as it is."""
+    if not change.interval:
+        return True
+    low, high = (bound * (1 if rule["percent"] else change.before) for bound in change.interval)
+    return low > rule["limit"] if rule["sign"] == ">" else high < rule["limit"]
 
 
 def changes_of(before: Report, after: Report) -> list[Change]:
@@ -220,15 +231,7 @@ def values_of(report: Report) -> dict[str, tuple[float, tuple[float, ...]]]:
             value = played.get(name.replace("99.9", "999"))
             if played.get("valid") and value is not None:
                 found[f"{played['scenario']}.{name}"] = (value, ())
-    plain = {
-        "load_ms": report.load_ms,
-        "first_ms": report.first_ms,
-        "peak_mb": report.peak_mb,
-        "file_mb": report.bundle.get("file_mb"),
-        "energy_mj": report.power.get("energy_mj"),
-        "power_w": report.power.get("load_w"),
-        "per_s": max((run["pictures_per_s"] for run in report.throughput), default=None),
-    }
+    plain = measured_of(report, report.bundle.get("file_mb"))
     found.update({name: (value, ()) for name, value in plain.items() if value is not None})
     found.update({name: (value, ()) for name, value in fidelity_of(report).items()})
     return {name: value for name, value in found.items() if np.isfinite(value[0])}
@@ -252,6 +255,7 @@ def fidelity_of(report: Report) -> dict[str, float]:
 UNLIKE = {  # word -> (what must be alike, of a report)
     "protocol": lambda report: sorted({run.protocol for run in report.latency}),
     "device": lambda report: (report.device.get("name"), report.board.get("model") or report.machine.get("cpu")),
+    "playback": lambda report: bool(report.board.get("played_back")),
     "mode": lambda report: report.board.get("power_mode", ""),
     "clocks": lambda report: report.board.get("clocks_pinned"),
     "target": lambda report: (report.bundle.get("target", {}).get("name"), report.rehearsal),

@@ -126,7 +126,7 @@ def _code_of(report: Report) -> int:
     if report.verdict == FAILED:
         return EXIT_GATE
     unjudged = [report.verdict, *(limit["verdict"] for limit in report.budgets)]
-    return EXIT_NO_VERDICT if NOT_JUDGED in unjudged else EXIT_OK
+    return EXIT_NO_VERDICT if NOT_JUDGED in unjudged and not report.rehearsal else EXIT_OK
 
 
 def _cell(target: str, mode: str) -> str:
