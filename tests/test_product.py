@@ -73,7 +73,7 @@ def test_its_settings_are_valid(product, monkeypatch):
     monkeypatch.chdir(product)
     settings = read_section("profile", PROFILE)
     check_budget(settings["budget"], SETTINGS_FILE)
-    assert {"p95_ms", "p99.9_ms", "server.p99_ms"} <= set(settings["budget"])
+    assert {"p95_ms", "p99_ms", "server.p99_ms"} <= set(settings["budget"])
     played = [parse_scenario(scenario).name for scenario in settings["scenarios"]]
     budgeted = {name.rpartition(".")[0] for name in settings["budget"] if "." in name and not name.startswith("p")}
     assert budgeted <= set(played)
@@ -105,7 +105,7 @@ def loosened(product):
     text = text.replace(
         'host = "orin-lab"', f'host = "local"\nwait-s = 300\ndevice = "{quick_profile(product / "quick.toml")}"'
     )
-    text = text.replace("duration=10", "duration=0.2,samples=20").replace("duration=20", "duration=0.5,samples=20")
+    text = text.replace("duration=10", "duration=0.2,samples=20").replace("duration=20", "duration=0.5,samples=100")
     text = re.sub(r'("?[\w.]+_ms"?) = [\d.]+', r"\1 = 60000.0", text).replace("peak_mb = 1500", "peak_mb = 60000")
     path.write_text(text)
 

@@ -234,6 +234,7 @@ FAILING = [
 ]
 
 
+@pytest.mark.slow
 def test_a_child_that_fails_is_told_in_words(planted, bundle):
     job = planted.send_bundle(bundle)
     for code, seen, then, exit_code in FAILING:

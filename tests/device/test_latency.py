@@ -102,6 +102,7 @@ def test_a_clock_that_stands_still_gives_numbers_all_the_same():
     assert np.isfinite(seen.wall_per_cpu)
 
 
+@pytest.mark.slow
 def test_the_stopwatch_itself_takes_less_than_five_microseconds():
     """All of a loop around nothing: clocks, lists and the test for the end. The best of some tries: others work here too."""
     tries = [measure(lambda: None, 1, 1, 0.0, 3000, 0.0, gpu_ms=lambda: 1.0) for _ in range(5)]

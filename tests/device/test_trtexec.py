@@ -177,6 +177,7 @@ def test_every_way_to_fail_is_told(tmp_path, behave, what, seen):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.plan", "board", "model.onnx"]
 
 
+@pytest.mark.slow
 def test_a_trtexec_that_hangs_is_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(trtexec, "BUILD_S", 0.0)
     monkeypatch.setattr(trtexec, "START_S", 2.0)

@@ -362,6 +362,7 @@ def test_the_whole_page_is_well_formed_and_asks_for_nothing(tmp_path):
     assert STEPS.keys() <= set(page.text.split())
 
 
+@pytest.mark.slow
 def test_the_page_of_a_real_run_on_a_board_that_is_played_back(tmp_path):
     """Shapes as tinkit/device writes them, rather than as the parts of this test say."""
     tensors = {
