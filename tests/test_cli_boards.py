@@ -129,7 +129,7 @@ def test_a_host_that_is_none_is_refused_by_every_command(tinkit, tmp_path, comma
 
 @pytest.mark.parametrize(
     "flags",
-    [("--keep",), ("--fetch-engine", "x"), ("--mode", "15W"), ("--pin-clocks",), ("--allow-state-change",), ("--wait", "5"),
+    [("--keep",), ("--fetch-engine", "x"), ("--mode", "15W"), ("--pin-clocks",), ("--allow-state-change",),
      ("--python", "x"), ("--ssh-config", "x"), ("--board-root", "x")],
 )  # fmt: skip
 def test_what_is_about_a_board_needs_one(tinkit, flags):
@@ -180,17 +180,22 @@ def test_flags_over_the_file_over_the_default(tinkit, tmp_path, recorded):
     assert {name: seen[name] for name in wanted} == {**wanted, **changed}
 
 
-def test_a_matrix_takes_from_the_file_how_the_board_is_reached_and_nothing_else(tinkit, tmp_path, recorded):
+def test_a_matrix_takes_from_the_file_all_but_what_is_of_one_run(tinkit, tmp_path, recorded):
     settings_file(
-        tmp_path, '[profile]\nhost = "orin"\npython = "/opt/p"\nkeep = true\nmode = "15W"\nbackend = "trtexec"\n'
+        tmp_path,
+        '[profile]\nhost = "orin"\npython = "/opt/p"\nkeep = true\nmode = "15W"\nout = "o"\nfetch_engine = "e"\n'
+        "[profile.budget]\np95_ms = 7\n",
     )
     seen = recorded("matrix")
+    tinkit("matrix", "--target", "t")
+    assert (seen["budget"], seen["modes"]) == ({"p95_ms": 7}, ("",))
     tinkit("matrix", "a run", "--target", "t", "--target", "u", "--mode", "7W", "--wait", "9", "--budget", "p95_ms<5")
     assert seen.pop("arguments") == ("a run",)
     del seen["say"]
     assert seen == {
         "host": "orin",
         "python": "/opt/p",
+        "keep": True,
         "targets": ("t", "u"),
         "modes": ("7W",),
         "wait_s": 9.0,

@@ -112,7 +112,7 @@ def test_a_run_that_is_cut_ends_everything_and_restores(open_board, bundle, root
     assert "Traceback" not in board.errors
 
 
-@pytest.mark.slow
+@SLOW
 def test_the_next_run_goes_on_with_what_a_cut_one_left(open_board, bundle):
     with open_board() as board:
         begun(board, bundle)
@@ -134,7 +134,7 @@ def test_a_killed_parent_ends_the_child_and_has_the_board_restored(open_board, b
         assert board.ask("bye", keep=False)["removed"]
 
 
-@pytest.mark.slow
+@SLOW
 def test_when_both_are_killed_the_next_agent_restores(open_board, bundle, root):
     with open_board() as board:
         processes = begun(board, bundle, **CHANGED)
@@ -185,7 +185,7 @@ def test_no_state_is_changed_without_leave(open_board, bundle, root):
     assert as_found(root)
 
 
-@pytest.mark.slow
+@SLOW
 def test_a_change_on_purpose_stays_until_it_is_taken_back(open_board, bundle, root):
     with open_board() as board:
         assert board.ask("state", change=CHANGED)["tell"] == "done"
@@ -201,7 +201,7 @@ def test_a_change_on_purpose_stays_until_it_is_taken_back(open_board, bundle, ro
         assert board.ask("bye", keep=False)["removed"]
 
 
-@pytest.mark.slow
+@SLOW
 def test_the_second_of_two_is_told_who_measures_and_gives_up(open_board, bundle, tmp_path):
     (tmp_path / "other").mkdir()
     with open_board(name="a") as first, open_board(cache=tmp_path / "other", name="a") as second:
@@ -213,7 +213,7 @@ def test_the_second_of_two_is_told_who_measures_and_gives_up(open_board, bundle,
         assert second.ask("bye", keep=False)["removed"]
 
 
-@pytest.mark.slow
+@SLOW
 def test_the_second_of_two_waits_for_its_turn(open_board, bundle, tmp_path):
     (tmp_path / "other").mkdir()
     with open_board(name="b") as first, open_board(cache=tmp_path / "other", name="b") as second:

@@ -18,7 +18,7 @@ from tinkit.device.commands import Commands
 from tinkit.device.hello import hello
 from tinkit.device.job import CHANGE_PARTS, checked, checked_job
 from tinkit.device.state_change import StateChange
-from tinkit.device.turn import POLL_S, Turn
+from tinkit.device.turn import POLL_S, Turn, busy
 from tinkit.device.wire import FrameError, Reader, StreamEnded, write_frame
 from tinkit.device.worker import BUNDLE, JOB, LINE, OUT, Printed, Worker, error_frame
 from tinkit.errors import CannotJudge, TinkitError, from_os_error
@@ -120,11 +120,7 @@ class Conversation:
             while not turn.take():
                 left = begin + wait_s - time.monotonic()
                 if left <= 0:
-                    raise CannotJudge(
-                        "Somebody else measures on this board.",
-                        seen="{}; waited {:g} s".format(turn.holder(), wait_s),
-                        next_step="run it again when that has ended",
-                    )
+                    raise busy(turn, wait_s)
                 if not told:
                     self._say("waiting  {} measures on this board (at most {:g} s)".format(turn.holder(), wait_s))
                     told = True

@@ -5,17 +5,47 @@ back when its process dies. Who holds it is asked of the kernel (SO_PEERCRED). C
 not see each other's.
 """
 
+import contextlib
 import errno
 import os
-import pwd
 import socket
 import struct
+import sys
+import time
 
-from tinkit.errors import from_os_error
+from tinkit.errors import CannotJudge, from_os_error
 
 NAME = "tinkit-measuring"
 VARIABLE = "TINKIT_MEASURING"  # another name, where parts of a machine are measured apart
 POLL_S = 0.5
+
+
+@contextlib.contextmanager
+def held(wait_s, say, poll_s=POLL_S):
+    """The turn to measure, for the block; waits for it so many seconds. Raises CannotJudge when it does not come."""
+    turn, end, told = Turn(), time.monotonic() + wait_s, False
+    if not sys.platform.startswith("linux"):  # there are no such names elsewhere
+        yield
+        return
+    try:
+        while not turn.take():
+            if time.monotonic() >= end:
+                raise busy(turn, wait_s)
+            if not told:
+                say("waiting  {} measures here (at most {:g} s)".format(turn.holder(), wait_s))
+                told = True
+            time.sleep(poll_s)
+        yield
+    finally:
+        turn.give()
+
+
+def busy(turn, wait_s):
+    return CannotJudge(
+        "Somebody else measures on this board.",
+        seen="{}; waited {:g} s".format(turn.holder(), wait_s),
+        next_step="run it again when that has ended",
+    )
 
 
 class Turn:
@@ -60,6 +90,8 @@ class Turn:
 
 
 def _name(user):
+    import pwd
+
     try:
         return pwd.getpwuid(user).pw_name
     except KeyError:
