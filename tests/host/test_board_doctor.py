@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tinkit import recipes
 from tinkit.device.board import machine
+from tinkit.device.hello import hello
 from tinkit.device.jetson import board_facts
 from tinkit.host.board_doctor import examine_board
 from tinkit.host.doctor import MISSING, OK, TROUBLE, Finding
@@ -61,6 +62,22 @@ def test_the_played_back_board_is_examined_end_to_end(tmp_path):
     assert told["profile"].state == OK
     assert "played back from " + str(tmp_path) in told["board"].detail
     assert told["power mode"].detail.startswith(facts["power_mode"])
+
+
+def test_the_onnxruntime_of_pypi_is_found_in_what_an_agent_says(tmp_path, monkeypatch):
+    (tmp_path / "onnxruntime_gpu-1.20.0.dist-info").mkdir()
+    metadata = tmp_path / "onnxruntime_gpu-1.20.0.dist-info/METADATA"
+    metadata.write_text("Metadata-Version: 2.1\nName: onnxruntime-gpu\nVersion: 1.20.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    told = json.loads(json.dumps(hello(fake_board(tmp_path / "board"))))
+    (found,) = (finding for finding in examine_board(told) if finding.what == "onnxruntime")
+    assert found.state == TROUBLE
+    assert found.detail == "onnxruntime-gpu 1.20.0: the wheel of PyPI has no code for this GPU (sm_87)"
+    metadata.unlink()
+    metadata.parent.rmdir()
+    told = hello(fake_board(tmp_path / "another"))
+    (found,) = (finding for finding in examine_board(told) if finding.what == "onnxruntime")
+    assert found.state == OK
 
 
 FOUR_GB = {"module": "p3767-0004", "memory_mb": 4000, "power_modes": {"10W": 0, "25W": 1}, "gpu_mhz": {"max": 1020.0}}

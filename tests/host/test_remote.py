@@ -247,6 +247,27 @@ def test_an_old_python_is_told_kindly(monkeypatch):
     assert "99.1 or newer" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("release", "told", "then"),
+    [
+        ("# R32 (release), REVISION: 7.1, GCID: 29818004", "JetPack 4 (the original Nano, TX2) is not", "JetPack 5 or newer"),
+        ("# R35 (release), REVISION: 4.1, GCID: R32", "The Python of the board is too old", "--python"),
+        ("\udcff", "The Python of the board is too old", "--python"),
+        (None, "The Python of the board is too old", "--python"),
+    ],
+)  # fmt: skip
+def test_an_old_python_on_jetpack_4_is_told_as_what_it_is(monkeypatch, tmp_path, release, told, then):
+    path = tmp_path / "nv_tegra_release"
+    if release is not None:
+        path.write_text(release, errors="surrogateescape")
+    monkeypatch.setattr(agent_start, "OLDEST", (99, 1))
+    monkeypatch.setattr(agent_start, "SCRIPT", agent_start.SCRIPT.replace("/etc/nv_tegra_release", str(path)))
+    with pytest.raises(TinkitError) as caught:
+        remote.connect("local")
+    assert told in str(caught.value)
+    assert then in str(caught.value).split("next:")[1]
+
+
 def test_no_such_python():
     with pytest.raises(TinkitError, match="no Python of this name"):
         remote.connect("local", python="/no/such python")
@@ -412,6 +433,41 @@ talk(profile=both)
     assert "not asked for" in refused(far_side, bundle, tmp_path)
 
 
+def test_where_nothing_can_be_written_is_told_before_anything_is_started(tmp_path, bundle):
+    nowhere, file = str(tmp_path / "no such python"), tmp_path / "a file"
+    file.write_bytes(b"kept")
+    (tmp_path / "engines").mkdir()
+    for wrong, told in (
+        ({"out": file}, "No report can be written there"),
+        ({"out": file / "below"}, "No report can be written there"),
+        ({"fetch_engine": tmp_path / "engines"}, "it is a folder"),
+        ({"fetch_engine": f"{tmp_path}/new/"}, "it is a folder"),
+        ({"fetch_engine": file / "engine"}, "making the file for the engine"),
+    ):
+        assert told in refused(nowhere, bundle, tmp_path, **wrong)
+    assert file.read_bytes() == b"kept"
+    assert list((tmp_path / "engines").iterdir()) == []
+
+
+def test_an_engine_that_cannot_be_put_in_its_place_does_not_cost_the_report(tmp_path, bundle):
+    script = """
+def both(message):
+    tell({"tell": "file", "name": "engine"}, b"native code")
+    measure(message)
+talk(profile=both)
+"""
+    place = tmp_path / "engines/a.plan"
+
+    def say(line):
+        if line == "exam     passed":
+            place.mkdir()
+
+    with pytest.raises(TinkitError, match="putting the engine in its place; the report is written"):
+        on(fake_far_side(tmp_path / "far", script, bundle), bundle, tmp_path, say=say, fetch_engine=place)
+    assert json.loads((tmp_path / "out/report.json").read_text())["verdict"] == PASSED
+    assert list((tmp_path / "engines").iterdir()) == [place]
+
+
 def test_the_real_agent_on_this_machine(tmp_path, bundle, monkeypatch):
     """The whole way without ssh; what it proves over ssh is in test_remote_ssh.py."""
     monkeypatch.setattr(connection, "PATIENCE_S", 10)
@@ -489,8 +545,14 @@ CHANGED = {
     "a latency that is text": ({"latency": ["fast"]}, "not as reports are"),
     "a hop that is none": ({"chain": [7]}, "not as reports are"),
     "a chain without the host": ({"chain": []}, "hops of the host"),
-    "a budget nobody set": ({"budgets": [{"name": "p95_ms", "limit": 1, "verdict": "passed"}]}, "other budgets"),
+    "a budget nobody set": (
+        {"budgets": [{"name": "p95_ms", "limit": 1, "measured": 1, "verdict": "passed"}]},
+        "other budgets",
+    ),
     "budgets that are text": ({"budgets": ["x"]}, "not as reports are"),
+    "a report without the exam": ({"chain": [hop("pytorch -> onnx").to_json()]}, "without an exam"),
+    "a report without a latency": ({"latency": []}, "without a latency"),
+    "a rehearsal": ({"rehearsal": "another runtime"}, "another rehearsal"),
     "notes that are an object": ({"notes": {"a": 1}}, "not as reports are"),
 }
 
@@ -510,8 +572,7 @@ def check(bundle, tmp_path, budget=None, **changes):
 def test_a_budget_that_the_board_left_out_is_missed(tmp_path, bundle):
     with pytest.raises(TinkitError, match="other budgets"):
         check(bundle, tmp_path, budget={"p95_ms": 3.0})
-    entry = {"name": "p95_ms", "limit": 3.0, "measured": 1.0, "verdict": PASSED, "reason": ""}
-    assert check(bundle, tmp_path, {"p95_ms": 3}, budgets=[entry]).budgets == [entry]
+    entry = {"name": "p95_ms", "limit": 3.0, "measured": None, "verdict": PASSED, "reason": ""}
     with pytest.raises(TinkitError, match="other budgets"):
         check(bundle, tmp_path, {"p95_ms": 3}, budgets=[dict(entry, limit=300)])
 

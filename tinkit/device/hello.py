@@ -15,6 +15,7 @@ from tinkit.device import board
 from tinkit.device.jetson import board_facts
 from tinkit.device.wire import WIRE
 
+SUFFIXES = ("", "-gpu", "-openvino", "-cu12", "-cu13")  # of the distribution's name
 RUNTIMES = {"onnxruntime": ("onnxruntime",), "tensorrt": ("tensorrt", "tensorrt_bindings"), "openvino": ("openvino",)}
 
 
@@ -33,20 +34,26 @@ def hello(root="/", commands=None):
 
 
 def runtimes():
-    """runtime -> version of those that are installed here; looked up without importing them, so whether they work is open."""
+    """runtime -> version of those that are installed here; looked up without importing them, so whether they work is open.
+
+    A distribution that is not called like its runtime is there under its own name as well (onnxruntime-gpu).
+    """
     found = {}
     for runtime, names in RUNTIMES.items():
         for name in names:
             with contextlib.suppress(ImportError, ValueError):
                 if find_spec(name) is not None:
-                    found.setdefault(runtime, _version(name))
+                    versions = _versions(name)
+                    found.setdefault(runtime, next(iter(versions.values()), "unknown"))
+                    found.update({runtime + suffix: version for suffix, version in versions.items() if suffix})
     return found
 
 
-def _version(name):
-    """What the package's own metadata say; the distribution is often called otherwise (onnxruntime-gpu)."""
+def _versions(name):
+    """suffix -> version of every distribution that may have brought the package, by its metadata; the plain one first."""
     metadata = import_module("importlib.metadata")
-    for suffix in ("", "-gpu", "-openvino", "-cu12", "-cu13"):
+    found = {}
+    for suffix in SUFFIXES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            return str(metadata.version(name + suffix))
-    return "unknown"
+            found[suffix] = str(metadata.version(name + suffix))
+    return found

@@ -2,8 +2,9 @@
 
 The far Python gets a short script on its command line. It makes the user's own cache folder, answers `tinkit-want` and
 takes exactly the agent's bytes from its standard input where the agent is not kept there yet, checks their hash, answers
-`tinkit-have` and becomes the agent. It runs on Python 3.6 (and 2.7) too, to say kindly what is too old. In it are no
-single quotes, exclamation marks or line breaks: csh and fish read them otherwise than sh.
+`tinkit-have` and becomes the agent. It runs on Python 3.6 (and 2.7) too, to say kindly what is too old: that Python, or
+the board itself with JetPack 4 (L4T R32). In it are no single quotes, exclamation marks or line breaks: csh and fish read
+them otherwise than sh.
 """
 
 import json
@@ -26,7 +27,16 @@ def tell(*words):
 def sorry(what, where, seen, then):
     tell("SORRY", json.dumps([what, where, str(seen), then]))
     sys.exit(3)
+def is_jetpack_4():
+    try:
+        with open("/etc/nv_tegra_release", "rb") as handle:
+            return handle.read(4096).split()[1:2] == [b"R32"]
+    except EnvironmentError:
+        return False
 if sys.version_info < OLDEST:
+    if is_jetpack_4():
+        sorry("JetPack 4 (the original Nano, TX2) is not supported.", sys.executable, "Python " + sys.version.split()[0],
+              "tinkit needs JetPack 5 or newer, which these two cannot have; a Xavier can: flash it")
     sorry("The Python of the board is too old.", sys.executable, sys.version.split()[0],
           "tinkit needs Python WANTED or newer there: name another one with --python")
 def own(folder, strictly):

@@ -6,6 +6,7 @@ Hello -> the device profile that fits -> the files that the board lacks, by hash
 """
 
 import contextlib
+import errno
 import os
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from tinkit.bundle import MANIFEST, Bundle, open_bundle
 from tinkit.device.profile import default_out
 from tinkit.device.scenarios import parse_scenario
 from tinkit.device.steps import Steps
-from tinkit.errors import CannotJudge, TinkitError
+from tinkit.errors import CannotJudge, TinkitError, from_os_error
 from tinkit.host import received
 from tinkit.host.foreign import clean
 from tinkit.host.remote import PYTHON
@@ -51,7 +52,8 @@ def profile_on(
     mode, pin_clocks: the power mode's name and pinned clocks during the run, only with allow_state_change. wait_s: for
     another measurement on that board to end. options: plain keyword arguments of tinkit.device.profile.profile. python,
     ssh_config, board_root: see tinkit.host.remote.connect.
-    Raises TinkitError for every failure, with no report written; Interrupted on Ctrl-C.
+    Raises TinkitError for every failure, with no report written (but where only the engine could not be put in its place);
+    Interrupted on Ctrl-C.
     """
     say, budget = say or (lambda line: None), dict(budget or {})
     check_budget(budget, "budget")
@@ -60,35 +62,35 @@ def profile_on(
     say(f"bundle   {opened.path}")
     for scenario in options.get("scenarios") or ():
         parse_scenario(scenario)
-    steps = Steps()
-    with (
-        _engine_file(fetch_engine, say) as engine,
-        conversation(host, steps, say, keep, python=python, ssh_config=ssh_config, board_root=board_root) as connection,
-    ):
-        hello = ask_hello(connection, steps, say)
-        chosen = chosen or matched(hello, opened.target, options)
-        chosen.refuse_unsupported()
-        say(f"device   {chosen.name}")
-        sent = _send_missing(connection, steps, hello, opened, say)
-        job = {
-            "bundle": {"name": opened.name, "files": {name: sha for name, (_, sha) in _files(opened).items()}},
-            "device": chosen.to_json(),
-            "options": {"budget": budget, **options},
-            "mode": mode,
-            "pin_clocks": pin_clocks,
-            "allow_state_change": allow_state_change,
-            "fetch": [ENGINE] if engine else [],
-            "wait_s": wait_s,
-        }
-        data = _run_job(connection, steps, job, engine, say)
-        path = os.path.join(os.fspath(out or default_out(opened, chosen)), REPORT)
-        changes = {name: options[name] for name in ("warmup_s", "min_seconds") if options.get(name) is not None}
-        report = received.checked_report(data, host, opened, replace(chosen, **changes), budget, path)
-    sent.update(sent_bytes=connection.sent_bytes, received_bytes=connection.received_bytes)
-    measured = received.steps_of({"steps": report.steps})
-    report = replace(report, steps={**measured, **steps.seconds}, transfer=sent)
-    files.write_json(path, report.to_json())
-    say(f"verdict  {report.verdict}; {path}")
+    _check_folder(out or os.path.dirname(os.path.abspath(opened.path)))
+    with _engine_file(fetch_engine, say) as engine:
+        steps = Steps()
+        there = {"python": python, "ssh_config": ssh_config, "board_root": board_root}
+        with conversation(host, steps, say, keep, **there) as connection:
+            hello = ask_hello(connection, steps, say)
+            chosen = chosen or matched(hello, opened.target, options)
+            chosen.refuse_unsupported()
+            say(f"device   {chosen.name}")
+            sent = _send_missing(connection, steps, hello, opened, say)
+            job = {
+                "bundle": {"name": opened.name, "files": {name: sha for name, (_, sha) in _files(opened).items()}},
+                "device": chosen.to_json(),
+                "options": {"budget": budget, **options},
+                "mode": mode,
+                "pin_clocks": pin_clocks,
+                "allow_state_change": allow_state_change,
+                "fetch": [ENGINE] if engine else [],
+                "wait_s": wait_s,
+            }
+            data = _run_job(connection, steps, job, engine, say)
+            path = os.path.join(os.fspath(out or default_out(opened, chosen)), REPORT)
+            changes = {name: options[name] for name in ("warmup_s", "min_seconds") if options.get(name) is not None}
+            report = received.checked_report(data, host, opened, replace(chosen, **changes), budget, path, board_root)
+        sent.update(sent_bytes=connection.sent_bytes, received_bytes=connection.received_bytes)
+        measured = received.steps_of({"steps": report.steps})
+        report = replace(report, steps={**measured, **steps.seconds}, transfer=sent)
+        files.write_json(path, report.to_json())
+        say(f"verdict  {report.verdict}; {path}")
     return report
 
 
@@ -188,23 +190,50 @@ def _take(name, payload, engine, taken):
         )
 
 
+def _check_folder(path):
+    """Refuse a place where no report.json could be written, before a board works for it."""
+    there = os.path.abspath(path)
+    while not os.path.lexists(there):
+        there = os.path.dirname(there)
+    if not os.path.isdir(there) or not os.access(there, os.W_OK | os.X_OK):
+        raise TinkitError(
+            "No report can be written there.",
+            where=there,
+            seen="no right to write" if os.path.isdir(there) else "it is no folder",
+            next_step="name another folder with --out",
+        )
+
+
 @contextlib.contextmanager
 def _engine_file(path, say):
-    """A temporary file beside `path`; it becomes `path` only when everything went well. None without a path."""
+    """A temporary file beside `path`; it becomes `path` only when everything went well. None without a path.
+
+    Raises TinkitError at once where `path` is a folder or no file can be made beside it.
+    """
     if not path:
         yield None
         return
     partial = f"{os.fspath(path)}.{os.getpid()}.partial"
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(partial)  # of a process that died with our number
     try:
+        if os.path.isdir(path) or not os.path.basename(path):
+            raise IsADirectoryError(errno.EISDIR, "it is a folder", os.fspath(path))
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(partial)  # of a process that died with our number
+        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))  # it can be made
+        os.unlink(partial)
+    except OSError as error:
+        raise from_os_error(error, "making the file for the engine") from None
+    try:
         yield partial
-        if os.path.lexists(partial):
-            os.replace(partial, path)
-            say(f"engine   {path}")
-        else:
+        if not os.path.lexists(partial):
             say("engine   the board sent none")
+            return
+        try:
+            os.replace(partial, path)
+        except OSError as error:
+            raise from_os_error(error, "putting the engine in its place; the report is written") from None
+        say(f"engine   {path}")
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(partial)
