@@ -481,6 +481,20 @@ def test_the_real_agent_on_this_machine(tmp_path, bundle, monkeypatch):
     assert not (tmp_path / "its 'cache'/tinkit").exists()
 
 
+def test_what_was_kept_for_the_next_run_stays_when_the_board_is_only_asked(tmp_path, bundle):
+    def run(**options):
+        settings = {"device": quick_device(), "out": tmp_path / "out", "layers": False, "wait_s": 300}
+        return profile_on("local", bundle, **settings, **options).transfer["files_sent"]
+
+    cache = tmp_path / "its 'cache'/tinkit"
+    assert run(keep=True) == 4
+    assert len(board_hello("local")["have"]) == 3
+    assert run() == 0
+    assert not cache.exists()
+    assert board_hello("local")["have"] == []
+    assert not cache.exists()
+
+
 # --- boards that lie ---
 
 LIES = {

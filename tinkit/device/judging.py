@@ -30,7 +30,8 @@ def judge_budgets(budget, measured, latency, rehearsal="", scenarios=()):
     measured: name -> value of what is neither a latency nor of a scenario (None: could not be measured). Latencies are of
     batch 1 without a CUDA graph, at any percentile of their samples; scenarios are what `scenarios.play` returned.
     """
-    single = next((run for run in latency if run.batch == BUDGET_BATCH), None)
+    plain = (run for run in latency if not run.conditions.get("cuda_graph"))
+    single = next((run for run in plain if run.batch == BUDGET_BATCH), None)
     return [_judge(name, limit, measured, single, rehearsal, scenarios) for name, limit in budget.items()]
 
 

@@ -98,7 +98,7 @@ def board_hello(host, python=PYTHON, ssh_config=None, board_root=None, say=None)
     """What the agent on a board tells about it, checked and cleaned; nothing stays there."""
     say, steps = say or (lambda line: None), Steps()
     with conversation(host, steps, say, python=python, ssh_config=ssh_config, board_root=board_root) as connection:
-        return ask_hello(connection, steps, say)
+        return _asked_in_passing(connection, steps, say)
 
 
 def change_state(
@@ -112,11 +112,18 @@ def change_state(
     say, steps = say or (lambda line: None), Steps()
     notes: list[str] = []
     with conversation(host, steps, say, python=python, ssh_config=ssh_config, board_root=board_root) as connection:
-        ask_hello(connection, steps, say)
+        _asked_in_passing(connection, steps, say)
         wanted = {**change, "allow_state_change": allow_state_change, "wait_s": wait_s}
         connection.ask({"ask": "state", "change": wanted})
         answer(connection, "done", "it changes its state", notes.append)
     return notes
+
+
+def _asked_in_passing(connection, steps, say):
+    """The hello of who measures nothing: what an earlier run left for the next one stays."""
+    hello = ask_hello(connection, steps, say)
+    connection.keep = bool(hello["have"])
+    return hello
 
 
 def matched(hello, target, options):

@@ -27,13 +27,14 @@ SHOWN_LINES, KEPT_LINES = 200, 40  # of standard error
 class Connection:
     """An agent that listens: `ask` it, `listen` to it, `close` it. Counts the bytes of both ways, before ssh's encryption.
 
-    landed: whether the agent's own file had to be sent; in_step: whether both sides know where they are in the conversation.
+    landed: whether the agent's own file had to be sent; in_step: whether both sides know where they are in the conversation;
+    keep: whether the board shall keep its cache at the end.
     """
 
     def __init__(self, process, host, python, ssh_config=None, say=None):
         self.host, self.process, self.python, self.ssh_config = host, process, python, ssh_config
         self.sent_bytes = self.received_bytes = 0
-        self.landed, self.in_step = False, True
+        self.landed, self.in_step, self.keep = False, True, False
         self._say = say or (lambda line: None)
         self._words, self._late, self._reader = deque(maxlen=KEPT_LINES), "", None
         self._writing, self._over = threading.Lock(), threading.Event()

@@ -62,7 +62,7 @@ def histogram(label, samples_ms: Sequence[float], marks: Mapping[str, float]) ->
     top = TOP + LINE * len(marks) + 4
     low, high = min(samples_ms), max(samples_ms)
     far = low + FAR * (marks.get("p95", high) - low)
-    high = max(min(high, far), low + 1e-9)
+    high = max(min(high, far), low + max(1e-9, 1e-9 * low))
     inside = [sample for sample in samples_ms if sample <= high]
     counts = [0] * BINS
     for sample in inside:

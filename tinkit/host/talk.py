@@ -23,23 +23,25 @@ HELLO_KINDS = {"tinkit": str, "python": str, "numpy": str, "machine": dict, "boa
 def conversation(host, steps, say, keep=False, **where):
     """An open connection. In whatever way the block ends, the board is asked to tidy up, or the end of the channel does.
 
-    keep: leave the board's cache. where: python, ssh_config and board_root of `remote.connect`. Raises Interrupted for
-    Ctrl-C, when the agent has ended; until then it sets back what it changed.
+    keep: leave the board's cache; the connection's `keep` may be set otherwise meanwhile. where: python, ssh_config and
+    board_root of `remote.connect`. Raises Interrupted for Ctrl-C, when the agent has ended; until then it sets back what
+    it changed.
     """
     connection = None
     try:
         say(f"host     {clean(host, 200)}")
         with steps.of("connect"):
             connection = connect(host, say=say, **where)
+        connection.keep = keep
         try:
             yield connection
         except TinkitError:
             if connection.in_step:  # the error is what there is to tell, not that a board which is gone says no goodbye
                 with contextlib.suppress(TinkitError):
-                    goodbye(connection, steps, keep, say)
+                    goodbye(connection, steps, say)
             raise
         try:
-            goodbye(connection, steps, keep, say)
+            goodbye(connection, steps, say)
         except TinkitError as error:  # costs nobody the report
             say(f"note     the board did not say goodbye: {error.what} {error.seen or ''}".rstrip())
     except KeyboardInterrupt:
@@ -108,10 +110,10 @@ def answer(connection, wanted, doing, say, take=None, most=0):
     raise connection.out_of_step("The board talks without end.", doing, f"{MAX_LINES} lines")
 
 
-def goodbye(connection, steps, keep, say):
+def goodbye(connection, steps, say):
     """The board tidies up, and what it keeps is told. Raises TinkitError where it does not answer."""
     with steps.of("bye"), connection.within(BYE_S, "it had tidied up"):
-        connection.ask({"ask": "bye", "keep": bool(keep)})
+        connection.ask({"ask": "bye", "keep": bool(connection.keep)})
         message = answer(connection, "bye", "it tidied up", say)
     left = message.get("left_mb")
     if not message.get("removed") and isinstance(left, (int, float)):
