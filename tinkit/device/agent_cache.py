@@ -13,10 +13,10 @@ import fcntl
 import os
 import re
 import shutil
-import stat
 import time
 
 from tinkit import files
+from tinkit.device.own_folder import own_folder, user_cache
 from tinkit.errors import TinkitError, from_os_error
 
 SHA256 = re.compile(r"[0-9a-f]{64}\Z")
@@ -34,7 +34,7 @@ class AgentCache:
     """
 
     def __init__(self, folder=None):
-        self.folder = os.path.abspath(os.fspath(folder or default_folder()))
+        self.folder = os.path.abspath(os.fspath(folder or user_cache("agent")))
         self.swept = []  # names of what a killed agent had left
         try:
             self._lock = self._locked()
@@ -194,46 +194,7 @@ class AgentCache:
         return [name for name in _names(self.path("blobs")) if SHA256.match(name)]
 
 
-def default_folder():
-    """XDG_CACHE_HOME counts where it is absolute (its specification says so), else ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    base = base if os.path.isabs(base) else os.path.expanduser(os.path.join("~", ".cache"))
-    if not os.path.isabs(base):
-        raise TinkitError("There is no home folder on the board.", next_step="set XDG_CACHE_HOME there")
-    return os.path.join(base, "tinkit", "agent")
-
-
-def own_folder(folder):
-    """Make a folder (0700) where it is not there, and check that nobody else can put anything into it.
-
-    Raises TinkitError where somebody can, FileNotFoundError where another agent removes it just now.
-    """
-    parent = os.path.dirname(folder)
-    os.makedirs(os.path.dirname(parent), exist_ok=True)
-    for path in (parent, folder):
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(path, 0o700)
-    above, middle, seen = os.stat(os.path.dirname(parent)), os.lstat(parent), os.lstat(folder)
-    user = os.geteuid()
-    if above.st_mode & stat.S_IWOTH:
-        raise _not_ours(os.path.dirname(parent), "everybody can write there: a shared temporary folder")
-    if not stat.S_ISDIR(middle.st_mode) or middle.st_uid not in (0, user) or middle.st_mode & stat.S_IWOTH:
-        raise _not_ours(parent, "owner {}, mode {:o}".format(middle.st_uid, stat.S_IMODE(middle.st_mode)))
-    if not stat.S_ISDIR(seen.st_mode) or seen.st_uid != user or seen.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise _not_ours(folder, "owner {}, mode {:o}".format(seen.st_uid, stat.S_IMODE(seen.st_mode)))
-    return folder
-
-
 _MORE_ROOM = "free some space on the board, or set XDG_CACHE_HOME to a larger disk there"
-
-
-def _not_ours(path, seen):
-    return TinkitError(
-        "The agent keeps its files only where nobody else can put one: engines are code.",
-        where=path,
-        seen=seen,
-        next_step="remove it, or take the rights of others away (chmod go-rwx), on the board",
-    )
 
 
 def _damaged(what, wanted, seen):

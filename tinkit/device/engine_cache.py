@@ -16,6 +16,7 @@ import time
 
 from tinkit import files
 from tinkit.device.engine_identity import differences
+from tinkit.device.own_folder import check_owner, not_ours, own_folder, user_cache
 from tinkit.errors import TinkitError, from_os_error
 
 LIMIT_GB = 2.0
@@ -31,9 +32,9 @@ class EngineCache:
     """
 
     def __init__(self, folder=None, limit_gb=LIMIT_GB, say=None):
-        self.folder, self.limit_gb = os.path.abspath(os.fspath(folder or _default_folder())), limit_gb
+        self.folder, self.limit_gb = os.path.abspath(os.fspath(folder or user_cache("engines"))), limit_gb
         self._say = say or (lambda line: None)
-        _own_folder(self.folder)
+        _own(self.folder)
 
     def path(self, identity):
         """Where what has this identity lies, or would."""
@@ -115,26 +116,9 @@ def open_foreign(path, identity):
     return plan
 
 
-def _default_folder():
-    """XDG_CACHE_HOME counts where it is absolute (its specification says so), else ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    base = base if os.path.isabs(base) else os.path.expanduser(os.path.join("~", ".cache"))
-    if not os.path.isabs(base):
-        raise TinkitError(
-            "There is no home folder to keep engines in.", next_step="set XDG_CACHE_HOME to a folder of your own"
-        )
-    return os.path.join(base, "tinkit", "engines")
-
-
-def _own_folder(folder):
-    """Make the folder where it is not there, and check that nobody else can put an engine into it."""
-    parent = os.path.dirname(folder)
+def _own(folder):
     try:
-        os.makedirs(os.path.dirname(parent), exist_ok=True)
-        for path in (parent, folder):
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(path, 0o700)
-        above = os.stat(os.path.dirname(parent))  # a link is fine here: a home folder may lie on another disk
+        return own_folder(folder)
     except OSError as error:
         raise TinkitError(
             "There is no place to keep engines.",
@@ -142,28 +126,6 @@ def _own_folder(folder):
             seen=error.strerror,
             next_step="set XDG_CACHE_HOME to a folder of your own",
         ) from error
-    if above.st_mode & stat.S_IWOTH:
-        raise _not_ours(os.path.dirname(parent), "everybody can write there: a shared temporary folder")
-    _check_owner(parent, os.lstat(parent), stat.S_ISDIR, stat.S_IWOTH, {0, os.geteuid()})
-    _check_owner(folder, os.lstat(folder), stat.S_ISDIR, stat.S_IRWXG | stat.S_IRWXO, {os.geteuid()})
-
-
-def _check_owner(path, status, right_kind, forbidden, owners):
-    if not right_kind(status.st_mode):
-        raise _not_ours(path, "a link or another kind of file")
-    if status.st_uid not in owners:
-        raise _not_ours(path, "it belongs to user {}, this is user {}".format(status.st_uid, os.geteuid()))
-    if status.st_mode & forbidden:
-        raise _not_ours(path, "others have rights there: mode {:o}".format(stat.S_IMODE(status.st_mode)))
-
-
-def _not_ours(path, seen):
-    return TinkitError(
-        "Engines are kept only where nobody else can put one: loading an engine runs what is in it.",
-        where=path,
-        seen=seen,
-        next_step="remove it or give it to this user alone (chmod go-rwx), or set XDG_CACHE_HOME to a folder of your own",
-    )
 
 
 def _record_of(path):
@@ -184,13 +146,13 @@ def _read(path):
     """The bytes of a file of ours; a link is refused by the kernel, and the rights are those of the opened file."""
     try:
         with os.fdopen(os.open(path, OPEN_NO_LINK), "rb") as handle:
-            _check_owner(path, os.fstat(handle.fileno()), stat.S_ISREG, stat.S_IRWXG | stat.S_IRWXO, {os.geteuid()})
+            check_owner(path, os.fstat(handle.fileno()), stat.S_ISREG, stat.S_IRWXG | stat.S_IRWXO, {os.geteuid()})
             return handle.read()
     except FileNotFoundError:
         raise TinkitError("The engine or its record is missing.", where=path) from None
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise _not_ours(path, "a link") from None
+            raise not_ours(path, "a link") from None
         raise from_os_error(error, "reading {}".format(path)) from error
 
 
