@@ -134,7 +134,7 @@ def test_a_rehearsal_says_so_before_any_number(usual):
         replace(facts, verdict=NOT_JUDGED, rehearsal="onnxruntime-cpu, not the target runtime").to_json(),
     )
     text = Page(written(usual)).text
-    assert "This is a rehearsal. It ran in onnxruntime-cpu, not the target runtime" in text
+    assert "This is a rehearsal: onnxruntime-cpu, not the target runtime" in text
     assert text.index("This is a rehearsal") < text.index("Verdict: not judged") < text.index("Worst picture")
     assert "The host gate, at the export, says: passed" in text
 

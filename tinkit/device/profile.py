@@ -38,7 +38,7 @@ from tinkit.truth import Truth, engine_truth, openvino_truth
 
 REPORT = "report.json"
 REHEARSAL = "onnxruntime-cpu, not the target runtime"
-PLAYED_BACK = "played back: the board's files and tools are those of {}, the times are of this machine"
+PLAYED_BACK = "played back from {}, timed on this machine"
 MEMORY = (
     "peak memory is of the process after exam and latency, {:.0f} MB before the model came; a GPU's own is not in it"
 )
