@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from product_parts import quick_profile
 from small_pair import SMALL, teacher_weights
 
 import tinkit
@@ -14,7 +15,13 @@ def workplace(tmp_path, monkeypatch):
     """A product's folder: its settings file makes the three commands of the promise small."""
     settings = {k: v for k, v in SMALL.items() if k != "quiet"} | {"teacher_weights": teacher_weights(tmp_path)}
     lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
-    (tmp_path / "tinkit.toml").write_text("\n".join(["[distill]", *lines, "[profile.budget]", "p95_ms = 1000", ""]))
+    lines += [
+        "[profile]",
+        f"device = {json.dumps(quick_profile(tmp_path / 'quick.toml'))}",
+        "[profile.budget]",
+        "p95_ms = 1000",
+    ]
+    (tmp_path / "tinkit.toml").write_text("\n".join(["[distill]", *lines, ""]))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -48,7 +55,7 @@ def test_three_python_calls_each_return_a_frozen_result(photos, workplace):
     run = tinkit.distill(photos, **settings)
     bundle = tinkit.export(run.run, target="onnx-fp32")
     assert bundle.verdict == "passed"
-    report = tinkit.profile(bundle.bundle, min_seconds=0.2)
+    report = tinkit.profile(bundle.bundle, device=str(workplace / "quick.toml"))
     assert report.verdict == "passed"
     assert report.rehearsal == ""
     for result in (run, bundle, report):

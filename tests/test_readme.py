@@ -8,6 +8,7 @@ import shutil
 import sys
 
 import pytest
+from product_parts import quick_profile
 from small_pair import SMALL, teacher_weights
 
 from tinkit import cli
@@ -28,6 +29,7 @@ def shell_lines():
 def workplace(photos, tmp_path, monkeypatch):
     settings = {k: v for k, v in SMALL.items() if k != "quiet"} | {"teacher_weights": teacher_weights(tmp_path)}
     lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
+    lines += ["[profile]", f"device = {json.dumps(quick_profile(tmp_path / 'quick.toml'))}"]
     (tmp_path / "tinkit.toml").write_text("\n".join(["[distill]", *lines, ""]))
     shutil.copytree(photos, tmp_path / "photos")
     monkeypatch.chdir(tmp_path)
@@ -78,7 +80,7 @@ def test_the_python_example_runs(workplace, monkeypatch, capsys):
     small = {**SMALL, "teacher_weights": str(workplace / "teacher.safetensors")}
     monkeypatch.setattr(tinkit, "distill", lambda images: real_distill(images, **small), raising=False)
     monkeypatch.setattr(
-        tinkit, "profile", lambda b, budget: real_profile(b, budget=budget, min_seconds=0.2), raising=False
+        tinkit, "profile", lambda b, budget: real_profile(b, quick_profile("quick.toml"), budget=budget), raising=False
     )
     (example,) = blocks("python")
     exec(compile(example, "README.md", "exec"), {})  # noqa: S102 - our own README  # noqa: S102 - our own README

@@ -4,13 +4,16 @@ import sys
 
 import pytest
 
-from tinkit.device.hello import runtimes
+from tinkit.device.hello import RUNTIMES, runtimes
 
 
 @pytest.fixture
 def plant(tmp_path, monkeypatch):
     """A function that installs distributions into a place of their own: {"onnxruntime-gpu": "1.20.0"}."""
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    for names in RUNTIMES.values():
+        for name in names:
+            monkeypatch.delitem(sys.modules, name, raising=False)  # another test may have imported it
 
     def install(versions, packages=("onnxruntime",)):
         for package in packages:

@@ -1,5 +1,6 @@
 """Budgets against what was measured: any percentile, the GPU alone, scenarios, rates; what was not measured is not judged."""
 
+import functools
 from dataclasses import replace
 
 import numpy as np
@@ -10,10 +11,10 @@ from tinkit.device.latency import measure
 from tinkit.fidelity import FAILED, NOT_JUDGED, PASSED, compare_answers
 
 
-def timed(batch=1, samples=tuple(range(1, 1001)), **changes):
-    """A `Latency` of these milliseconds."""
+@functools.cache
+def measured(batch):
     clock = iter(range(10**6))
-    seen = measure(
+    return measure(
         lambda: None,
         batch=batch,
         threads=1,
@@ -23,7 +24,11 @@ def timed(batch=1, samples=tuple(range(1, 1001)), **changes):
         wall_clock=lambda: next(clock) * 1e-3,
         cpu_clock=lambda: 0.0,
     )
-    return replace(seen, samples_ms=list(map(float, samples)), contended=False, marks=[], **changes)
+
+
+def timed(batch=1, samples=tuple(range(1, 1001)), **changes):
+    """A `Latency` of these milliseconds."""
+    return replace(measured(batch), samples_ms=list(map(float, samples)), contended=False, marks=[], **changes)
 
 
 def judged(name, limit, measured=None, latency=(), **more):

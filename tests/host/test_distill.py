@@ -219,6 +219,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(photos, pair, tmp_path):
     assert state["place"]["step"] >= 1
 
 
+@pytest.mark.slow
 def test_two_runs_into_one_folder(photos, pair, tmp_path):
     process = start(photos, tmp_path / "run", {**pair, "epochs": 50})
     wait_for_step(tmp_path / "run", 1)
@@ -373,6 +374,7 @@ def test_a_full_disk_under_the_store_is_a_clear_error_and_the_rest_is_kept(photo
     assert result.epochs == 2
 
 
+@pytest.mark.slow
 def test_a_full_disk_under_the_run_keeps_the_last_good_checkpoint(photos, pair, small_disk):
     process = start(photos, small_disk / "run", {**pair, "epochs": 200}, patch="")
     wait_for_step(small_disk / "run", 1)

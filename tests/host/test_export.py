@@ -253,6 +253,7 @@ def _plain_first(fp32):
     """quick_export copies from the plain case."""
 
 
+@pytest.mark.slow
 def test_a_proven_student_is_exported_and_answers_as_pytorch_at_batch_1_and_5(photos):
     proven(photos, "mobilenetv3_small_100", "onnx-fp32", 10)
 

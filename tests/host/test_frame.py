@@ -138,6 +138,7 @@ def test_without_encoded_pictures_the_frame_is_not_judged_and_that_is_said(photo
     assert report.verdict == NOT_JUDGED  # nothing was judged on this device
 
 
+@pytest.mark.slow
 def test_without_an_exam_frames_are_timed_all_the_same(run, here, tmp_path):
     result = export(run, frame_target(), out=tmp_path / "bundle", deploy_only=True)
     assert {hop.verdict for hop in frames_of(result)} == {PASSED}

@@ -185,6 +185,7 @@ def test_small_students_are_legal_for_tensorrt_8(architecture, name, tmp_path):
     assert (norms > 0) == (architecture == "test_vit" and wanted.opset == 17)
 
 
+@pytest.mark.slow
 def test_a_small_student_is_legal_for_tensorrt_10_in_every_precision(tmp_path):
     model = exported("test_efficientnet", 64, load_target("trt-fp32"), tmp_path / "model.onnx")
     assert problems(model, load_target("trt-fp32")) == []

@@ -29,6 +29,14 @@ def pair(tmp_path_factory):
     }
 
 
+QUICK = (
+    "tintem",
+    "vkd",
+    "kd",
+    "crd",
+)  # of the kinds there are: mapped, projected, over logits, with a memory; the others are slow tests
+
+
 def settings_of(method, pair):
     return {**pair, **LABELLED.get(method, {}), **AVERAGED.get(method, {}), "method": method, "learning_rate": 2e-3}
 
@@ -37,7 +45,9 @@ def timeless(epoch):
     return {name: value for name, value in epoch.items() if name != "step_ms"}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [each if each in QUICK else pytest.param(each, marks=pytest.mark.slow) for each in METHODS]
+)
 def test_a_method_lowers_its_own_loss_and_a_resume_changes_no_bit(photos, pair, tmp_path, monkeypatch, method):
     settings = settings_of(method, pair)
     whole = tinkit.distill(photos, out=tmp_path / "whole", **settings)

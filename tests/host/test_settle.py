@@ -85,6 +85,7 @@ def test_tensorrt_8_gets_the_nodes_as_a_list(loud, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["onnx-int8", "trt-int8"])
+@pytest.mark.slow
 def test_an_outlier_channel_is_caught_and_healed(hostile, tmp_path, name):
     target = replace(load_target(name), **INT8)
     failed = export(hostile, target, out=tmp_path / "failed", heal=False)
@@ -102,6 +103,7 @@ def test_an_outlier_channel_is_caught_and_healed(hostile, tmp_path, name):
     assert calibration["worst_cosine"][calibration["chosen"]] == max(calibration["worst_cosine"].values())
 
 
+@pytest.mark.slow
 def test_what_cannot_be_healed_stays_failed_with_its_ranking(hostile, tmp_path):
     result = export(hostile, replace(load_target("onnx-int8"), **{**INT8, "heal": 0.0}), out=tmp_path / "bundle")
     found = result.healing["int8"]
@@ -166,6 +168,7 @@ def test_the_openvino_file_is_judged_as_it_ships(hostile, tmp_path):
     assert graph_truth(onnx.load(tmp_path / "bundle" / "model.onnx"), load_target("openvino-fp16")).weights["fp16"] == 1
 
 
+@pytest.mark.slow
 def test_a_fixed_batch_is_calibrated_ranked_and_healed_in_that_batch(hostile, loud, tmp_path):
     fixed = Batch(3, 3, 3)
     result = export(hostile, replace(load_target("onnx-int8"), **INT8, batch=fixed), out=tmp_path / "int8")
@@ -181,6 +184,7 @@ def test_a_neck_on_local_features_is_int8_too(hostile, tmp_path):
     assert result.truth.macs == {"int8": 1.0}
 
 
+@pytest.mark.slow
 def test_calibration_wants_a_folder_of_its_own_and_leaves_the_exam_out(hostile, photos, tmp_path, monkeypatch):
     target = replace(load_target("onnx-int8"), **INT8)
     with pytest.raises(TinkitError, match="calibration must be a folder") as caught:

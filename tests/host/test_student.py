@@ -132,6 +132,7 @@ def test_the_list_says_truly_which_students_are_folded(name):
 
 
 @pytest.mark.parametrize("architecture", ["fastvit_t8", "mobileone_s0"])
+@pytest.mark.slow
 def test_stems_with_strided_1x1_convolutions_train_channels_last(architecture):
     """In a process of its own: without the remedy oneDNN ends it."""
     code = (

@@ -105,6 +105,7 @@ def test_hub_weights_without_a_network_fail_fast_and_say_where(monkeypatch):
         load_teacher("vit_small_patch14_dinov2.lvd142m")
 
 
+@pytest.mark.slow
 def test_a_vit_pair_distils_and_exports(photos, tmp_path):
     """Class token and patches on both sides, no neck: the paper's own setting, with a tiny pair."""
     from small_pair import SMALL
