@@ -6,9 +6,8 @@ import os
 # Before numpy and torch are imported: they read these once.
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", HF_HUB_OFFLINE="1", TINKIT_DEBUG="0")
 
-os.environ.setdefault(
-    "TINKIT_MEASURING", f"tests-{os.getpid()}"
-)  # what else measures on this machine is not waited for
+# What else measures on this machine is not waited for.
+os.environ["TINKIT_MEASURING"] = f"tests-{os.getpid()}"
 
 import resource
 

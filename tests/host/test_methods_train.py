@@ -29,12 +29,8 @@ def pair(tmp_path_factory):
     }
 
 
-QUICK = (
-    "tintem",
-    "vkd",
-    "kd",
-    "crd",
-)  # of the kinds there are: mapped, projected, over logits, with a memory; the others are slow tests
+# One of each kind (mapped, projected, over logits, with a memory); the others are slow tests.
+QUICK = ("tintem", "vkd", "kd", "crd")
 
 
 def settings_of(method, pair):
