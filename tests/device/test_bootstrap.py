@@ -37,7 +37,6 @@ def fewer_resamples(monkeypatch):
 @pytest.mark.parametrize(
     ("count", "share", "judged"), [(500, 0.0, {50, 90, 95}), (600, 0.4, {50, 90}), (1500, 0.8, {50, 90})]
 )
-@pytest.mark.slow
 def test_the_truth_lies_inside_as_often_as_claimed(count, share, judged):
     seen = coverage(count, share)
     assert judged <= set(seen)
@@ -45,7 +44,6 @@ def test_the_truth_lies_inside_as_often_as_claimed(count, share, judged):
         assert seen[percent] >= 0.86, percent
 
 
-@pytest.mark.slow
 def test_drawing_single_samples_would_claim_too_much(monkeypatch):
     """The planted fault: neighbours that are alike, taken for independent."""
     monkeypatch.setattr(bootstrap, "dependence", lambda values: (1, 1.0))
@@ -110,9 +108,8 @@ def test_equal_samples_have_an_interval_without_width():
     assert intervals([3.0] * 100, (50,))[0] == {50: (3.0, 3.0)}
 
 
-@pytest.mark.slow
 def test_long_series_take_fewer_resamples(monkeypatch):
     monkeypatch.setattr(bootstrap, "RESAMPLES", 1000)
-    assert len(list(bootstrap._resamples(np.zeros(400), 8))) == 1000
-    assert len(list(bootstrap._resamples(np.zeros(200_000), 60))) == 200
-    assert {len(drawn) for drawn in bootstrap._resamples(np.zeros(400), 8)} == {400 - 6 * 8}
+    assert sum(map(len, bootstrap._resamples(np.zeros(400), 8))) == 1000
+    assert sum(map(len, bootstrap._resamples(np.zeros(200_000), 60))) == 200
+    assert {drawn.shape[1] for drawn in bootstrap._resamples(np.zeros(400), 8)} == {400 - 6 * 8}

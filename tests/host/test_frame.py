@@ -95,6 +95,7 @@ def test_a_strict_gate_of_the_frame_fails_though_the_network_is_right(run, tmp_p
     assert hop.worst[0]["name"] in hop.reason
 
 
+@pytest.mark.slow
 def test_a_resize_that_looks_elsewhere_fails_a_gate_that_fits(run, tmp_path, monkeypatch):
     monkeypatch.setattr("tinkit.host.input_form.crop_of", lambda frame, share: (0, 0, 40))
     result = export(run, frame_target(), out=tmp_path / "bundle")
@@ -124,6 +125,7 @@ def test_pictures_at_network_size_are_refused_in_words(passed):
     assert "whole frames" in caught.value.next_step
 
 
+@pytest.mark.slow
 def test_without_encoded_pictures_the_frame_is_not_judged_and_that_is_said(photos, here, tmp_path):
     without = {"change_exam": lambda exam: dataclasses.replace(exam, encoded={}), "count": 4}
     result = export(opened(write_run(tmp_path / "run", photos, **without)), frame_target(), out=tmp_path / "bundle")

@@ -74,6 +74,7 @@ def test_a_fixed_batch_is_divided_out():
 
 
 @pytest.mark.parametrize("architecture", ["test_efficientnet", "test_vit"])
+@pytest.mark.slow
 def test_macs_of_a_student_are_torchs_but_for_attention(architecture, tmp_path):
     size = SIZE if architecture == "test_efficientnet" else 160
     student = small_student(architecture=architecture, size=size)

@@ -42,6 +42,7 @@ def worst(result):
     return min(hop.cosine_min for hop in result.hops if hop.gate is not None and hop.output == "embedding")
 
 
+@pytest.mark.slow
 def test_an_overflow_on_real_pictures_alone_is_caught(loud, tmp_path):
     result = export(loud, "onnx-fp16", out=tmp_path / "bundle", heal=False)
     assert result.verdict == FAILED
@@ -142,6 +143,7 @@ def test_int8_is_calibrated_on_pictures_that_the_exam_does_not_have(hostile, tmp
     assert not any(np.array_equal(one, other) for one in calibration for other in examined)
 
 
+@pytest.mark.slow
 def test_without_its_pictures_the_run_is_calibrated_on_the_exam_and_says_so(photos, tmp_path):
     run = write_run(tmp_path / "run", photos)
     record = tmp_path / "run" / "run.json"
@@ -158,6 +160,7 @@ def test_an_openvino_target_without_openvino_is_not_judged(hostile, tmp_path, mo
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.slow
 def test_the_openvino_file_is_judged_as_it_ships(hostile, tmp_path):
     pytest.importorskip("openvino")
     result = export(hostile, "openvino-fp16", out=tmp_path / "bundle")
@@ -177,6 +180,7 @@ def test_a_fixed_batch_is_calibrated_ranked_and_healed_in_that_batch(hostile, lo
     assert result.healing["fp16"]["healed"]
 
 
+@pytest.mark.slow
 def test_a_neck_on_local_features_is_int8_too(hostile, tmp_path):
     gates = {"embedding": Gate(0.9, 9.0), "local": Gate(-1.0, 9.0)}
     target = replace(load_target("onnx-int8"), **{**INT8, "gate": gates}, local=True)

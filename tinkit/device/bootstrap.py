@@ -13,6 +13,7 @@ CONFIDENCE = 0.95
 BEYOND = 20  # samples on either side of a percentile, counted as independent ones, that an interval takes
 FEWEST_BLOCKS, SHORT = 10, 6
 RESAMPLES, FEWEST, WORK = 1000, 200, 4 * 10**6  # fewer of a long series
+AT_ONCE = 10**6  # numbers
 SEED = 20
 
 
@@ -33,7 +34,7 @@ def intervals(samples, percents):
     able = [percent for percent in able if beyond[percent] >= BEYOND * max(inflation for _, inflation in told)]
     if not able or count < FEWEST_BLOCKS * length:
         return {}, length
-    seen = np.array([np.percentile(drawn, able) for drawn in _resamples(samples, length)])
+    seen = np.concatenate([np.percentile(drawn, able, axis=1).T for drawn in _resamples(samples, length)])
     tail = (1 - CONFIDENCE) / 2 * 100
     low, high = np.percentile(seen, (tail, 100 - tail), axis=0)
     return {percent: (float(low[index]), float(high[index])) for index, percent in enumerate(able)}, length
@@ -77,14 +78,16 @@ def _width(correlation, count, run):
 
 
 def _resamples(samples, length):
-    """Series of blocks that begin anywhere; the end goes on at the beginning.
+    """Arrays (resamples, size) of series of blocks that begin anywhere; the end goes on at the beginning.
 
     Cutting neighbours apart at the ends of the blocks makes intervals too narrow; so a resample is `SHORT` blocks shorter
     than the samples, which was found by trial on data whose percentiles are known.
     """
     count, rng = len(samples), np.random.default_rng(SEED)
-    size = count - SHORT * length
+    size, left = count - SHORT * length, int(np.clip(WORK // count, FEWEST, RESAMPLES))
     inside = np.arange(length)
-    for _ in range(int(np.clip(WORK // count, FEWEST, RESAMPLES))):
-        starts = rng.integers(0, count, -(-size // length))
-        yield samples[((starts[:, None] + inside) % count).ravel()[:size]]
+    while left:
+        some = min(left, max(1, AT_ONCE // count))
+        starts = rng.integers(0, count, (some, -(-size // length)))
+        yield samples[((starts[:, :, None] + inside) % count).reshape(some, -1)[:, :size]]
+        left -= some
