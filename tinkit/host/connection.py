@@ -7,7 +7,6 @@ we are alive. However the process ends, the caller gets one TinkitError that say
 
 import contextlib
 import json
-import select
 import subprocess
 import threading
 from collections import deque
@@ -22,7 +21,6 @@ MAX_BANNER = 64 * 1024  # bytes that login scripts may print before the agent an
 ALIVE_S = 10  # the agent ends after 60 s of silence
 PATIENCE_S = 10  # for the far side to set back what it changed
 OUT_OF_STEP_S = 2  # for one that does not keep to the conversation
-TURN_S = 0.5
 SHOWN_LINES, KEPT_LINES = 200, 40  # of standard error
 
 
@@ -199,10 +197,7 @@ class Connection:
     # What Reader and write_frame take for a stream.
 
     def read(self, size):
-        """Waits in short turns: a Ctrl-C that the kernel gave to another thread is only noticed between two calls."""
         try:
-            while not select.select([self.process.stdout], [], [], TURN_S)[0]:
-                pass
             block = self.process.stdout.read(size)
         except (OSError, ValueError):  # closed by another thread
             block = b""
