@@ -11,6 +11,7 @@ import getpass
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -241,6 +242,11 @@ def _free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def at_a_terminal():
+    """For Popen's preexec_fn: Ctrl-C is not ignored, as it is in what a script started in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_until(question, seconds=30, what="it"):

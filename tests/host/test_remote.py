@@ -13,7 +13,18 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sshd_parts import PRELUDE, asked, board_bundle, fake_far_side, good_report, hop, program, quick_device, wait_until
+from sshd_parts import (
+    PRELUDE,
+    asked,
+    at_a_terminal,
+    board_bundle,
+    fake_far_side,
+    good_report,
+    hop,
+    program,
+    quick_device,
+    wait_until,
+)
 
 from tinkit.errors import CannotJudge, Interrupted, TinkitError
 from tinkit.fidelity import FAILED, PASSED
@@ -833,7 +844,9 @@ def test_a_signal_at_the_terminal_reaches_us_and_not_ssh(tmp_path, bundle):
     here = os.path.dirname(os.path.abspath(__file__))
     command = [sys.executable, "-c", code, far_side, here, os.path.join(os.path.dirname(here), "device")]
     environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"}
-    run = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, start_new_session=True)
+    run = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=at_a_terminal
+    )
     wait_until((tmp_path / "busy").exists)
     os.killpg(run.pid, signal.SIGINT)
     said = run.communicate(timeout=30)[1].decode()

@@ -15,6 +15,7 @@ from sshd_parts import (
     NAME,
     NO_SSHD,
     Sshd,
+    at_a_terminal,
     bare_python,
     board_bundle,
     descendants,
@@ -228,9 +229,8 @@ def test_ctrl_c_at_the_terminal(sshd, bundle, bare, tmp_path):
     )
     here = os.path.dirname(os.path.abspath(__file__))
     command = [sys.executable, "-c", code, here, os.path.join(os.path.dirname(here), "device")]
-    run = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    run = subprocess.Popen(command, cwd=tmp_path, text=True, start_new_session=True, preexec_fn=at_a_terminal, **pipes)
     for line in run.stdout:
         if line.startswith("exam     "):
             break
