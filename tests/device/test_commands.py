@@ -107,10 +107,10 @@ def test_a_tool_that_hangs_is_killed_with_what_it_started(root, tmp_path):
 
 
 def test_a_tool_that_leaves_something_running_is_not_waited_for(root):
-    write_tool(root, "usr/bin/leaves", "echo done; sleep 4 &")
+    write_tool(root, "usr/bin/leaves", "echo done; sleep 30 &")
     begun = time.monotonic()
     assert Commands(root).run(["leaves"])[:2] == (0, "done\n")
-    assert time.monotonic() - begun < 3.5
+    assert time.monotonic() - begun < 20
 
 
 def test_a_tool_that_shouts_is_cut(root):

@@ -7,10 +7,8 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from small_parts import SIZE
 
 from tinkit.device.latency import PERCENTILES, drift_of, measure
-from tinkit.device.runtime import OnnxRuntime
 from tinkit.results import Latency
 
 
@@ -102,27 +100,22 @@ def test_a_clock_that_stands_still_gives_numbers_all_the_same():
     assert np.isfinite(seen.wall_per_cpu)
 
 
-@pytest.mark.slow
-def test_the_stopwatch_itself_takes_less_than_five_microseconds():
-    """All of a loop around nothing: clocks, lists and the test for the end. The best of some tries: others work here too."""
-    tries = [measure(lambda: None, 1, 1, 0.0, 3000, 0.0, gpu_ms=lambda: 1.0) for _ in range(5)]
-    assert min(seen.seconds / seen.samples for seen in tries) < 5e-6
-    assert min(seen.min_ms for seen in tries) < 0.001  # of which this is inside a sample
+def test_it_agrees_with_a_plain_loop_around_the_same_runs():
+    """A clock around the call, as onnxruntime_perf_test has it, inside of ours: the same numbers where only the runs take time.
 
+    What our own loop adds on a real machine is measured by benchmarks/timing.py (docs/boards.md)."""
+    machine, plain = Machine(lambda run: 0.001 * (1 + run % 7)), []
+    run = machine.run
 
-def test_it_agrees_with_a_plain_loop_around_the_same_runs(model_path):
-    """A clock around session.run, as onnxruntime_perf_test has it, inside of ours: the same runs, so other work is in both."""
-    feeds, plain = {"image": np.zeros((1024, 3, SIZE, SIZE), np.float32)}, []
-    with OnnxRuntime(model_path) as runtime:
+    def clocked():
+        begin = machine.wall()
+        run()
+        plain.append((machine.wall() - begin) * 1e3)
 
-        def run():
-            begin = time.perf_counter()
-            runtime._session.run(None, feeds)
-            plain.append((time.perf_counter() - begin) * 1e3)
-
-        seen = measure(run, 1024, 1, 0.0, 300, 0.0)
+    machine.run = clocked
+    seen = timed(machine, min_samples=300)
     for name, percent in (("p50_ms", 50), ("p90_ms", 90)):
-        assert 1 <= getattr(seen, name) / np.percentile(plain[-300:], percent) < 1.02
+        assert getattr(seen, name) == pytest.approx(np.percentile(plain[-seen.samples :], percent))
 
 
 def test_sleeping_is_not_work_on_the_real_clocks():

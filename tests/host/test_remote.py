@@ -674,7 +674,7 @@ def test_a_long_line_is_cut_quickly():
     begin = time.monotonic()
     assert len(clean("\x1b]" + "x" * 10_000_000)) <= 2000
     assert len(clean("\x1b[" * 5_000_000)) <= 2000
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 30  # a quadratic way would take hours
 
 
 JSON = st.recursive(
@@ -692,9 +692,11 @@ def test_any_report_is_refused_in_words(bundle, value):
 
 @given(st.sampled_from(sorted(good_report.__annotations__) or ["latency"]), JSON)
 def test_nothing_else_than_words_comes_of_an_error_frame(name, value):
-    str(told_error({"tell": "error", "what": value, "seen": value, "exit_code": value}, "board"))
-    steps_of({"steps": value})
-    steps_of({"steps": {"a": value}})
+    assert isinstance(
+        told_error({"tell": "error", "what": value, "seen": value, "exit_code": value}, "board"), TinkitError
+    )
+    assert isinstance(steps_of({"steps": value}), dict)
+    assert set(steps_of({"steps": {"a": value}})) <= {"a"}
 
 
 FIELDS = ["title", "verdict", "bundle", "device", "chain", "latency", "budgets", "load_ms", "notes", "truth", "steps", "watch",
