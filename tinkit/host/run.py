@@ -13,7 +13,9 @@ from typing import Any
 from tinkit import files
 from tinkit.bundle import Exam
 from tinkit.errors import TinkitError
+from tinkit.host.mapping import Mapping, MappingSpec
 from tinkit.host.student import Student, build_student
+from tinkit.host.teacher import Teacher, load_teacher
 from tinkit.host.weights import load_into, read_weights
 from tinkit.workspace import RUN_RECORD
 
@@ -38,6 +40,35 @@ class Run:
         student = build_student(spec["architecture"], spec["size"], spec["dim"], classes=spec.get("classes"))
         load_into(student, read_weights(self._checked(STUDENT)), STUDENT)
         return student.eval()
+
+    def mapping(self) -> Mapping | None:
+        """The way from the teacher's space to the student's, on the CPU; None for a run without one."""
+        if MAPPING not in self.record["files"]:
+            return None
+        mapping = Mapping(MappingSpec(**self.record["method"]["mapping"]))
+        load_into(mapping, read_weights(self._checked(MAPPING)), MAPPING)
+        return mapping.eval()
+
+    def teacher(self) -> Teacher:
+        """The teacher of the run, loaded again. TinkitError when its weights or its view of pictures are others now."""
+        asked, known = self.record["settings"], self.record["teacher"]
+        teacher = load_teacher(
+            asked["teacher"],
+            asked["teacher_weights"],
+            asked["teacher_size"],
+            asked["teacher_global"] == "pooled",
+            asked["teacher_mean"],
+            asked["teacher_std"],
+        )
+        for part in ("weights", "preprocessing", "global"):
+            if teacher.identity.get(part) != known.get(part):
+                raise TinkitError(
+                    "The teacher is not the one that the student was distilled from.",
+                    where=self.path,
+                    seen=f"{asked['teacher']}: another {part}",
+                    next_step="restore the weights that the run was made with",
+                )
+        return teacher
 
     def exam(self) -> Exam:
         """The exam's pictures and the mapped teacher's answers; `answers` is still empty."""
