@@ -8,7 +8,7 @@ import pytest
 from report_parts import chain_of, small_exam
 
 from tinkit.fidelity import FAILED
-from tinkit.host import plots
+from tinkit.host import plots, svg
 from tinkit.host.report import worst_hop
 from tinkit.host.report_text import cut, flat, short
 
@@ -55,7 +55,7 @@ def test_the_headline_is_the_worst_gated_hop():
 
 def test_ticks_are_round_and_cover_the_range():
     for low, high in ((0, 1), (0.31, 0.87), (-5.5, 12345), (3, 3), (0, 0), (1e-9, 2e-9)):
-        ticks = plots.nice_ticks(low, high)
+        ticks = svg.nice_ticks(low, high)
         steps = {round(b - a, 12) for a, b in pairwise(ticks)}
         assert ticks[0] <= low <= high <= ticks[-1]
         assert len(steps) <= 2  # one but for rounding
@@ -63,7 +63,7 @@ def test_ticks_are_round_and_cover_the_range():
 
 
 def test_names_at_the_line_ends_do_not_touch():
-    placed = plots.apart({"a": 50.0, "b": 50.0, "c": 51.0, "d": 199.0, "e": 199.5}, 10, 200, gap=13)
+    placed = svg.apart({"a": 50.0, "b": 50.0, "c": 51.0, "d": 199.0, "e": 199.5}, 10, 200, gap=13)
     heights = sorted(placed.values())
     assert all(b - a >= 13 - 1e-9 for a, b in pairwise(heights))
     assert list(placed) == ["a", "b", "c", "d", "e"]
