@@ -120,7 +120,7 @@ def _walk(rows, labels, validation_rows, validation_labels, classes) -> list[_Fi
     for c in GRID if len(validation_rows) else (UNCHOSEN,):
         model.C = c
         with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
+            warnings.simplefilter("always", ConvergenceWarning)
             warnings.filterwarnings("ignore", "The number of unique classes")  # that is what few labels means
             model.fit(standard, labels)
         converged = not any(issubclass(warning.category, ConvergenceWarning) for warning in said)
@@ -167,6 +167,25 @@ def _constant(width, only, validation_labels, classes, notes) -> Probe:
     return Probe(np.zeros((classes, width), np.float32), bias, UNCHOSEN, accuracy, (), told)
 
 
+def of_probes(teacher: Probe, student: Probe) -> dict:
+    """{"teacher_probe", "student_probe"}: how each was chosen, for a block of an evaluation."""
+    return {
+        f"{who}_probe": {
+            "c": probe.c,
+            "validation_accuracy": probe.validation_accuracy,
+            "tried": [{"c": c, "accuracy": accuracy} for c, accuracy in probe.tried],
+        }
+        for who, probe in (("teacher", teacher), ("student", student))
+    }
+
+
+def notes_of(teacher: Probe, student: Probe) -> list[str]:
+    """The notes of two probes: what both say once, the rest with whose it is."""
+    both = [note for note in teacher.notes if note in student.notes]
+    alone = (("teacher", teacher), ("student", student))
+    return both + [f"{who}'s probe: {note}" for who, probe in alone for note in probe.notes if note not in both]
+
+
 def _check(rows, labels, classes):
     if len(rows) != len(labels):
         raise ValueError(f"{len(rows)} rows and {len(labels)} labels")
@@ -190,4 +209,4 @@ def _missing(absent, classes) -> list[str]:
         return []
     named = [str(number) if isinstance(classes, int) else classes[number] for number in absent]
     shown = ", ".join(named[:8]) + (f" and {len(named) - 8} more" if len(named) > 8 else "")
-    return [f"no training picture of {shown}: never answered with"]
+    return [f"no training picture of {shown}: it is no answer to expect"]
