@@ -75,7 +75,7 @@ def per_class(labels_N, teacher_N, student_N, classes: Sequence[str]) -> list[di
     return [
         {"class": classes[c], "count": int(count[c])}
         | {who: {name: float(scores[name][c]) for name in scores} for who, scores in columns.items()}
-        for c in np.flatnonzero(count)
+        for c in np.flatnonzero(count).tolist()
     ]
 
 

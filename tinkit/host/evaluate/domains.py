@@ -1,7 +1,7 @@
 """Does an answer hold in another style? A probe trained on one domain (photos), asked on others (art, sketches).
 
 Both networks get their own probe on the pictures of the first domain, C chosen on its validation part; its test part says what
-they lose on the way to each other domain. Leave-one-in, as cross-style tests of PACS are read (Li et al., arXiv 1710.03077).
+they lose on the way to each other domain. One source, many targets: the hard half of what is done with PACS (arXiv 1710.03077).
 """
 
 from collections.abc import Sequence
@@ -43,11 +43,16 @@ def domains(train_name: str, teacher: dict, student: dict, labels: dict, classes
     found, columns = [], []
     for name in (train_name, *others):
         truth = np.asarray(labels[name][TEST], np.int64)
-        pair = [probe.answers(rows[name][TEST])[0] for probe, rows in zip(probes, (teacher, student), strict=True)]
+        taught, learned = probes[0].answers(teacher[name][TEST])[0], probes[1].answers(student[name][TEST])[0]
         found.append(
-            {"name": name, "trained_on": name == train_name, "count": len(truth), **judged(truth, *pair, seed)}
+            {
+                "name": name,
+                "trained_on": name == train_name,
+                "count": len(truth),
+                **judged(truth, taught, learned, seed),
+            }
         )
-        columns.append(_columns(truth, *pair))
+        columns.append(_columns(truth, taught, learned))
     for entry in found:
         for who in ("teacher", "student"):
             entry[who + "_drop"] = found[0][who] - entry[who]
@@ -102,7 +107,9 @@ def _unseen(labels, others, source, classes):
         if len(unseen):
             count = int(np.isin(labels[name][TEST], unseen).sum())
             named = ", ".join(classes[c] for c in unseen[:8]) + (" and more" if len(unseen) > 8 else "")
-            notes.append(f"{name}: {count} pictures of classes without a training picture ({named}) count as wrong")
+            notes.append(
+                f"{name}: {count} pictures of classes without a training picture ({named}) are beyond the probe"
+            )
     return notes
 
 

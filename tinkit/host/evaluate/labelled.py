@@ -69,7 +69,7 @@ _WITHOUT = {
 
 
 def check_rows(teacher, student, labels, classes: int, where: str) -> None:
-    """ValueError when rows and labels differ in number or a label is out of range; TinkitError for a feature that is not finite."""
+    """ValueError when numbers differ or a label is out of range; TinkitError for a feature that is not finite."""
     if not len(teacher) == len(student) == len(labels):
         raise ValueError(f"{where}: {len(teacher)} teacher rows, {len(student)} student rows, {len(labels)} labels")
     if len(labels) and not 0 <= np.min(labels) <= np.max(labels) < classes:
@@ -115,27 +115,29 @@ def labelled(
     """
     data = Labelled(teacher, student, labels, classes, names)
     test, count = np.asarray(labels[TEST], np.int64), len(classes)
-    knn = [knn_answers(rows[BANK], labels[BANK], rows[TEST], count) for rows in (teacher, student)]
+    knn = (knn_answers(rows[BANK], labels[BANK], rows[TEST], count) for rows in (teacher, student))
     probes = [
         fit_probe(rows[BANK], labels[BANK], rows[VALIDATION], labels[VALIDATION], classes, seed)
         for rows in (teacher, student)
     ]
     answered = [probe.answers(rows[TEST]) for probe, rows in zip(probes, (teacher, student), strict=True)]
-    probe = [answer for answer, _ in answered]
+    teacher_answers, student_answers = (answer for answer, _ in answered)
     return {
         "pictures": {part: len(labels[part]) for part in PARTS},
         "classes": count,
-        "knn": {"k": min(K, len(labels[BANK])), "temperature": TEMPERATURE, **_compared(test, knn, data, seed)},
-        "probe": {**_compared(test, probe, data, seed), **of_probes(*probes)},
+        "knn": {"k": min(K, len(labels[BANK])), "temperature": TEMPERATURE, **_compared(test, *knn, data, seed)},
+        "probe": {**_compared(test, teacher_answers, student_answers, data, seed), **of_probes(*probes)},
         "calibration": _calibration(test, answered, seed),
-        "per_class": answers.per_class(test, *probe, classes),
-        "confusion": answers.confusion_change(test, *probe, classes),
+        "per_class": answers.per_class(test, teacher_answers, student_answers, classes),
+        "confusion": answers.confusion_change(test, teacher_answers, student_answers, classes),
         "notes": data.notes() + notes_of(*probes),
     }
 
 
-def _compared(test, pair, data, seed):
-    return answers.judged(test, *pair, seed) | {"churn": answers.churn(test, *pair, data.classes, data.names)}
+def _compared(test, teacher, student, data, seed):
+    return answers.judged(test, teacher, student, seed) | {
+        "churn": answers.churn(test, teacher, student, data.classes, data.names)
+    }
 
 
 def _calibration(test, answered, seed):
