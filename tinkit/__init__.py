@@ -13,6 +13,9 @@ _HOMES = {
     "report": "tinkit.host.report",
     "compare": "tinkit.host.compare",
     "matrix": "tinkit.host.matrix",
+    "evaluate": "tinkit.host.evaluate.command",
+    "select": "tinkit.host.select",
+    "head": "tinkit.host.head",
     "open_bundle": "tinkit.bundle",
     "TinkitError": "tinkit.errors",
 }

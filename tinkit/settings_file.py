@@ -10,7 +10,7 @@ from tinkit.errors import TinkitError
 from tinkit.strict import nearest, read_toml
 
 SETTINGS_FILE = "tinkit.toml"
-SECTIONS = ("distill", "export", "profile")
+SECTIONS = ("distill", "export", "profile", "evaluate")
 EXPORT = {
     "target": str,
     "out": str,
@@ -19,6 +19,22 @@ EXPORT = {
     "heal": bool,
     "calibration": str,
     "check_build": bool,
+}
+EVALUATE = {
+    "data": str,
+    "labels": str,
+    "ood": tuple,
+    "domains": tuple,
+    "masks": str,
+    "corruptions": bool,
+    "corruption_pictures": int,
+    "dense": bool,
+    "limit": int,
+    "budget": str,
+    "out": str,
+    "require_target_runtime": bool,
+    "workers": int,
+    "seed": int,
 }
 BOARD = {"host": str, "python": str, "ssh_config": str, "board_root": str}  # how a board is reached
 PROFILE = {  # not here: allow_state_change, which must be said every time
@@ -36,7 +52,7 @@ PROFILE = {  # not here: allow_state_change, which must be said every time
     "pin_clocks": bool,
     "wait_s": (int, float),
 }
-WORDS = {str: "text in quotes", bool: "true or false", dict: "a table", tuple: "a list", (int, float): "a number"}
+WORDS = {str: "text in quotes", bool: "true or false", dict: "a table", tuple: "a list", int: "a whole number", (int, float): "a number"}
 
 
 def read_section(section, kinds):

@@ -11,7 +11,7 @@ import sys
 import click
 
 from tinkit import errors
-from tinkit.cli import boards, models, reports  # noqa: F401 - they register their commands
+from tinkit.cli import boards, evidence, models, reports  # noqa: F401 - they register their commands
 from tinkit.cli.group import cli
 
 __all__ = ["cli", "main"]
@@ -27,6 +27,7 @@ EXTRAS = {  # import name -> the extra that brings it
             "onnxscript",
             "safetensors",
             "sklearn",
+            "scipy",
             "jinja2",
             "PIL",
             "ml_dtypes",

@@ -1,0 +1,52 @@
+"""`tinkit evaluate`, `tinkit select`, `tinkit head` and `tinkit predict`: what compression did, and what to do with the student."""
+
+import click
+
+import tinkit
+from tinkit.cli.group import cli, end, only_given, option, table, with_file
+
+
+@cli.command()
+@click.argument("subject", metavar="[RUN|BUNDLE]", required=False)
+@option("--data", help="pictures, in class folders where there are labels  [the run's own]")
+@option("--labels", help="folders, a CSV of path,label, or none  [folders, where there are two]")
+@option("--ood", multiple=True, help="a folder of strange pictures; near:DIR and far:DIR group them; repeat")
+@option("--domains", multiple=True, help="a folder of the same classes in another style; repeat")
+@option("--masks", help="a folder of masks, a PNG for each picture of --data")
+@option("--corruptions/--no-corruptions", help="the 15 standard corruptions at 5 severities  [no: it takes minutes]")
+@option("--corruption-pictures", type=int, help="test pictures that are corrupted  [200]")
+@option("--dense/--no-dense", help="similarity maps of local features  [dense]")
+@option("--limit", type=int, help="at most so many pictures of each folder, drawn by content")
+@option("--budget", help="what the student may lose: auroc>-0.01,corruption>-2%,agreement>0.9; broken: exit code 3")
+@option("--out", help="where evaluation.json goes  [RUN/evaluation]")
+@click.option("--require-target-runtime", is_flag=True, default=None, help="exit with 4 instead of rehearsing a bundle")
+@option("--workers", type=int, help="loader processes  [one for two cores, at most 8]")
+@option("--seed", type=int, help="[0]")
+def evaluate(subject, **given):
+    """Compare RUN's student, or BUNDLE in its runtime, with the teacher on pictures (default: the newest finished run).
+
+    A budget with a sign is about the change against the teacher, one without about the student's own value.
+    """
+    from tinkit.settings_file import EVALUATE
+
+    settings = with_file("evaluate", only_given(given), EVALUATE)
+    result = tinkit.evaluate(subject, **settings)
+    table(
+        ("measure", "teacher", "student", "95 %", "change, 95 %", ""),
+        [_row(measure) for measure in result.measures],
+    )
+    for note in result.notes:
+        click.echo(f"note     {note}")
+    for rule in result.budget:
+        click.echo(f"{rule['verdict']:<10} {rule['rule']}: {rule['reason']}")
+    click.echo(f"evidence {result.path}")
+    click.echo(f"report   {tinkit.report(result.path).path}")
+    if result.budget:
+        end(result.verdict, result.title)
+
+
+def _row(measure):
+    interval = " to ".join(f"{bound:.3f}" for bound in measure.interval)
+    change = " to ".join(f"{bound:+.3f}" for bound in measure.change)
+    teacher = "" if measure.teacher is None else f"{measure.teacher:.3f}"
+    return measure.name, teacher, f"{measure.student:.3f}", interval, change, f"{measure.better} is better"
