@@ -19,6 +19,7 @@ EXPORT = {
     "heal": bool,
     "calibration": str,
     "check_build": bool,
+    "head": str,
 }
 EVALUATE = {
     "data": str,

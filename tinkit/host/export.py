@@ -32,6 +32,7 @@ from tinkit.host.features import backbone_features
 from tinkit.host.frame import frame_answers, framed, without_frame, without_resize
 from tinkit.host.gate import Draft, frame_gate, host_gate, student_answers, tensors_of
 from tinkit.host.graph_truth import graph_truth
+from tinkit.host.head_files import Head, put_head
 from tinkit.host.legality import problems
 from tinkit.host.node_bytes import node_bytes
 from tinkit.host.run import Run, load_run
@@ -56,6 +57,7 @@ def export(
     heal=True,
     calibration=None,
     check_build=False,
+    head=None,
     say=None,
 ) -> ExportResult:
     """Export a run for a target, judge it, and write the bundle. Returns its verdict and evidence.
@@ -65,6 +67,8 @@ def export(
     bundle carries no pictures; the gate is judged on them all the same. pictures: at most so many in the exam. heal:
     when a gate fails, the fewest nodes go back to higher precision until it passes. calibration: a folder of pictures
     for int8 (default: the run's own). check_build: a real builder takes the graph, without a GPU (extra trt-check).
+    head: a name from RUN/heads, or the path of a head's JSON: its logits ship, in place of those of a classifier that the
+    run kept.
     `say` gets a line of text for every step. A failed gate is in the verdict, not raised.
     Raises TinkitError for what a user can mend, CannotJudge without the runtime that judges.
     """
@@ -78,6 +82,9 @@ def export(
     say(f"target   {wanted.name} ({wanted.path})")
 
     student, preprocessing = opened.student(), Preprocessing.from_json(opened.record["student"]["preprocessing"])
+    chosen = None if head is None else put_head(student, opened, head)
+    if chosen is not None:
+        say(f"head     {chosen.record['name']}: {chosen.record['reason']}")
     wanted = replace(wanted, head=student.head is not None)
     questions, notes = _questions(opened, preprocessing, exam, pictures)
     answers = student_answers(student, questions.pixels, preprocessing, wanted.local)
@@ -106,7 +113,7 @@ def export(
         say(f"truth    {truth.verdict}: {truth.reason}")
         say(f"gate     {verdict_of(hops)}: {_decisive(hops, verdict_of(hops))}")
         told = [_nameless(hop.to_json()) if deploy_only else hop.to_json() for hop in hops]
-        manifest = _manifest(opened, wanted, deployed, preprocessing, settled)
+        manifest = _manifest(opened, wanted, deployed, preprocessing, settled, chosen)
         manifest.update(
             precision=truth.to_json(),
             host_gate={"verdict": verdict, "hops": told},
@@ -202,7 +209,7 @@ def _first(exam: Exam, count) -> Exam:
     )
 
 
-def _manifest(run: Run, target: Target, deployed, preprocessing, settled: Settled) -> dict:
+def _manifest(run: Run, target: Target, deployed, preprocessing, settled: Settled, head: Head | None) -> dict:
     """Everything about the bundle but its verdict, its precision truth and its files."""
     model, record = settled.written.model, run.record
     return {
@@ -212,7 +219,8 @@ def _manifest(run: Run, target: Target, deployed, preprocessing, settled: Settle
         "target": target.to_json(),
         "tensors": tensors_of(model),
         "preprocessing": preprocessing.to_json(),
-        "classes": record.get("classes") if target.head else None,
+        "classes": head.classes if head else record.get("classes") if target.head else None,
+        "head": head.to_manifest() if head else None,
         "opset": next(opset.version for opset in model.opset_import if opset.domain == ""),
         "fp32_nodes": settled.fp32_nodes,
         "unquantised": sorted(settled.plan.unquantised),
