@@ -7,12 +7,15 @@ what a picture has in common with itself. Both are computed from D x D products,
 need M x M matrices, of a sample.
 """
 
+from typing import Any
+
 import numpy as np
 
 from tinkit.host.evaluate.resampling import interval_of_halves
 
 CHUNK = 4096
 FEWEST = 4  # pictures that the U-statistic needs
+PAIRS = ("aa", "bb", "ab")
 
 
 def cka(a_ND, b_ND) -> tuple[float, float]:
@@ -24,25 +27,23 @@ def cka(a_ND, b_ND) -> tuple[float, float]:
     count = len(a_ND)
     if count < FEWEST or len(b_ND) != count:
         raise ValueError(f"CKA of {count} and {len(b_ND)} rows: as many on both sides, and at least {FEWEST}")
-    means = [_mean(rows) for rows in (a_ND, b_ND)]
-    products = {pair: 0.0 for pair in ("aa", "bb", "ab")}
-    own = dict(products)
-    length = {"a": 0.0, "b": 0.0}
+    sides = {"a": (a_ND, _mean(a_ND)), "b": (b_ND, _mean(b_ND))}
+    products: dict[str, Any] = dict.fromkeys(PAIRS, 0.0)  # D x D
+    own, length = dict.fromkeys(PAIRS, 0.0), dict.fromkeys(sides, 0.0)
     for start in range(0, count, CHUNK):
         part = slice(start, start + CHUNK)
-        rows = {side: _centred(all_ND[part], mean) for side, all_ND, mean in zip("ab", (a_ND, b_ND), means)}
+        rows = {side: _centred(all_ND[part], mean_D) for side, (all_ND, mean_D) in sides.items()}
         squares = {side: (part_ND**2).sum(axis=1) for side, part_ND in rows.items()}
-        for side in length:
-            length[side] += squares[side].sum()
-        for one, other in products:
-            products[one + other] = products[one + other] + rows[one].T @ rows[other]
-            own[one + other] += squares[one] @ squares[other]
+        length = {side: length[side] + float(squares[side].sum()) for side in sides}
+        for pair in PAIRS:
+            products[pair] = products[pair] + rows[pair[0]].T @ rows[pair[1]]
+            own[pair] += float(squares[pair[0]] @ squares[pair[1]])
     biased = {pair: float((product**2).sum()) for pair, product in products.items()}
     debiased = {
         pair: biased[pair]
         - own[pair] * count / (count - 2)
         + length[pair[0]] * length[pair[1]] / ((count - 1) * (count - 2))
-        for pair in biased
+        for pair in PAIRS
     }  # Song's formula for rows of mean 0, where a row's sum over the others is minus its own square
     return _ratio(biased), _ratio(debiased)
 
