@@ -84,7 +84,7 @@ def _read(path, picture_path) -> np.ndarray:
         width, height = _size_as_seen(Image, picture_path)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise TinkitError("A mask or its picture cannot be read.", where=path, seen=str(error)) from None
-    if numbers.ndim != 2 or mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
+    if numbers.ndim != 2 or mode not in ("1", "L", "P", "I", "I;16"):
         raise TinkitError(
             "A mask is a picture in colour.",
             where=path,

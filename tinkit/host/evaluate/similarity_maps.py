@@ -91,7 +91,8 @@ def correlation_of_maps(teacher_NLL: np.ndarray, student_NLL: np.ndarray) -> np.
     teacher, student = (_centred(array, others) for array in (teacher_NLL, student_NLL))
     spreads = [np.sqrt((array**2).sum(2) / (positions - 1)) for array in (teacher, student)]
     covariance = (teacher * student).sum(2) / (positions - 1)
-    found = np.divide(covariance, spreads[0] * spreads[1], out=np.zeros_like(covariance), where=spreads[1] > FLAT)
+    shown = (spreads[0] > FLAT) & (spreads[1] > FLAT)
+    found = np.divide(covariance, spreads[0] * spreads[1], out=np.zeros_like(covariance), where=shown)
     return np.where(spreads[0] > FLAT, np.clip(found, -1, 1), np.nan)
 
 
