@@ -16,9 +16,10 @@ from tinkit.host.licences import Licence, licence_of, package_licence, teacher_l
 from tinkit.host.report_text import table
 
 STUDENT = "student.safetensors"
-PACKAGES = (  # names of versions that are Python packages in the public registry; others (python, cuda) are not
+PACKAGES = (  # names of versions that are Python packages in the public registry; others (python, or TensorRT,
+# which a board brings) are not
     "torch", "torchvision", "timm", "lightning-fabric", "numpy", "pillow", "onnx", "onnxscript", "ml_dtypes",
-    "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "scikit-learn", "safetensors", "faiss-cpu",
+    "onnxruntime", "onnxruntime-gpu", "openvino", "scikit-learn", "safetensors", "faiss-cpu",
 )  # fmt: skip
 OWN, OWN_LICENCE = "tinkit", "Apache-2.0"
 
