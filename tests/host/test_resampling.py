@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from tinkit.host.evaluate import resampling
 from tinkit.host.evaluate.resampling import halves, interval, interval_of_halves, interval_of_mean
@@ -75,7 +74,6 @@ def test_a_shift_of_the_halves_is_no_spread():
     assert interval_of_halves(0.5, [0.7, 0.8, 0.9], 10) == pytest.approx(interval_of_halves(0.5, [0.2, 0.3, 0.4], 10))
 
 
-@pytest.mark.slow
 def test_the_halves_of_a_statistic_of_pairs_cover_the_truth():
     """Gini's mean difference of normal values is 2 / sqrt(pi); its 95 % interval must hold it in about 95 of 100 draws."""
     truth, held, draws = 2 / np.sqrt(np.pi), 0, 400
@@ -86,4 +84,4 @@ def test_the_halves_of_a_statistic_of_pairs_cover_the_truth():
         found = ((drawn @ apart) * drawn).sum(axis=1) / (30 * 29)
         low, high = interval_of_halves(apart.sum() / (60 * 59), found, 60)
         held += low <= truth <= high
-    assert stats.binomtest(held, draws, 0.92).pvalue > 0.01 or held / draws > 0.92
+    assert 0.92 <= held / draws <= 0.98, held
