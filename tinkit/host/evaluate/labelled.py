@@ -93,9 +93,7 @@ def knn_answers(
     k is cut to what the bank has; equal weights go to the lower class. ValueError for an empty bank.
     """
     near, cosine = nearest(bank_ND, queries_MD, k)
-    weight = np.exp(
-        (cosine.astype(np.float64) - 1) / temperature
-    )  # a common factor changes no answer, and nothing overflows
+    weight = np.exp((cosine.astype(np.float64) - 1) / temperature)  # - 1: a common factor, so that nothing overflows
     votes_for = np.asarray(labels_N)[near]
     found = np.empty(len(near), np.int64)
     for start in range(0, len(near), CHUNK):
@@ -115,7 +113,7 @@ def labelled(
     """
     data = Labelled(teacher, student, labels, classes, names)
     test, count = np.asarray(labels[TEST], np.int64), len(classes)
-    knn = (knn_answers(rows[BANK], labels[BANK], rows[TEST], count) for rows in (teacher, student))
+    taught, learned = (knn_answers(rows[BANK], labels[BANK], rows[TEST], count) for rows in (teacher, student))
     probes = [
         fit_probe(rows[BANK], labels[BANK], rows[VALIDATION], labels[VALIDATION], classes, seed)
         for rows in (teacher, student)
@@ -125,7 +123,11 @@ def labelled(
     return {
         "pictures": {part: len(labels[part]) for part in PARTS},
         "classes": count,
-        "knn": {"k": min(K, len(labels[BANK])), "temperature": TEMPERATURE, **_compared(test, *knn, data, seed)},
+        "knn": {
+            "k": min(K, len(labels[BANK])),
+            "temperature": TEMPERATURE,
+            **_compared(test, taught, learned, data, seed),
+        },
         "probe": {**_compared(test, teacher_answers, student_answers, data, seed), **of_probes(*probes)},
         "calibration": _calibration(test, answered, seed),
         "per_class": answers.per_class(test, teacher_answers, student_answers, classes),
