@@ -74,14 +74,19 @@ def test_a_shift_of_the_halves_is_no_spread():
     assert interval_of_halves(0.5, [0.7, 0.8, 0.9], 10) == pytest.approx(interval_of_halves(0.5, [0.2, 0.3, 0.4], 10))
 
 
-def test_the_halves_of_a_statistic_of_pairs_cover_the_truth():
-    """Gini's mean difference of normal values is 2 / sqrt(pi); its 95 % interval must hold it in about 95 of 100 draws."""
-    truth, held, draws = 2 / np.sqrt(np.pi), 0, 400
+def test_the_halves_of_a_statistic_of_pairs_cover_the_truth_as_normal_theory_does():
+    """Gini's mean difference of normal values is 2 / sqrt(pi); theory: 1.96 standard errors by Hajek's projection."""
+    truth, draws, count = 2 / np.sqrt(np.pi), 400, 60
+    held = {"halves": 0, "theory": 0}
     for seed in range(draws):
-        values = np.random.default_rng(seed).normal(size=60)
+        values = np.random.default_rng(seed).normal(size=count)
         apart = np.abs(values[:, None] - values)
-        drawn = halves(60, 200, seed)
-        found = ((drawn @ apart) * drawn).sum(axis=1) / (30 * 29)
-        low, high = interval_of_halves(apart.sum() / (60 * 59), found, 60)
-        held += low <= truth <= high
-    assert 0.92 <= held / draws <= 0.98, held
+        value = apart.sum() / (count * (count - 1))
+        drawn = halves(count, 400, seed)
+        found = ((drawn @ apart) * drawn).sum(axis=1) / (count // 2 * (count // 2 - 1))
+        low, high = interval_of_halves(value, found, count)
+        held["halves"] += low <= truth <= high
+        error = 2 * (apart.sum(axis=1) / (count - 1)).std(ddof=1) / np.sqrt(count)
+        held["theory"] += abs(value - truth) < 1.96 * error
+    assert abs(held["halves"] - held["theory"]) <= 0.02 * draws, held
+    assert held["halves"] >= 0.9 * draws, held

@@ -7,11 +7,11 @@ which describes a few hundred held-out pictures in float64; here cosines are flo
 
 import numpy as np
 
-from tinkit.fidelity import ranks
 from tinkit.host.evaluate.neighbours import unit_rows
-from tinkit.host.evaluate.resampling import interval_of_halves
+from tinkit.host.evaluate.resampling import HALVES, SEED, halves, interval_of_halves
 
 SAMPLED = 4000
+HALVED = 2000  # of these, for the interval of Spearman's correlation
 GRADES = 256  # ranks are cut into so many steps for the interval of Spearman's correlation, and only for that
 
 
@@ -38,20 +38,30 @@ def difference(a_MM, b_MM, halves_RM) -> dict:
     return {"value": value, "interval": list(interval_of_halves(value, found, count, low=0, high=2))}
 
 
-def spearman(a_MM, b_MM, halves_RM) -> dict:
+def spearman(a_MM, b_MM, resamples=HALVES, seed=SEED) -> dict:
     """{"value", "interval"} of Spearman's rank correlation of a_ij with b_ij over the pairs i < j, between -1 and 1.
 
-    0 when one side tells no pair from another. Cosines are compared to six decimals: the rest is rounding.
+    0 when one side tells no pair from another. Cosines are compared to six decimals: the rest is rounding. The interval's
+    halves are of at most HALVED of the pictures, for they take time; their spread is scaled to all M.
     """
     count = len(a_MM)
     upper = np.triu(np.ones((count, count), bool), 1)
-    first, second = (ranks(np.round(cosines[upper], 6)) for cosines in (a_MM, b_MM))
+    first, second = (_ranks(cosines[upper]) for cosines in (a_MM, b_MM))
     cells = np.zeros((count, count), np.uint16)
     cells[upper] = _grades(first) * GRADES + _grades(second)
-    cells += cells.T
+    halved = sample(count, HALVED, seed)
+    cells = (cells + cells.T)[np.ix_(halved, halved)]
     value = _correlation(first, second)
-    found = [_graded_correlation(cells, np.flatnonzero(half)) for half in halves_RM]
-    return {"value": value, "interval": list(interval_of_halves(value, found, count, low=-1, high=1))}
+    drawn = halves(len(halved), resamples, seed)
+    found = [_graded_correlation(cells, np.flatnonzero(half)) for half in drawn]
+    return {"value": value, "interval": list(interval_of_halves(value, found, len(halved), count, low=-1, high=1))}
+
+
+def _ranks(cosines_P):
+    """1 for the smallest, P for the largest; those that are equal to six decimals share the mean of their ranks."""
+    steps = np.round((cosines_P.astype(np.float64) + 1) * 1e6).astype(np.int64)
+    steps -= steps.min()
+    return _middle_ranks(np.bincount(steps))[steps]
 
 
 def _grades(ranks_P):

@@ -4,7 +4,8 @@ Numbers that are one value per picture, averaged or sorted, get the percentile b
 Numbers over *pairs* of pictures get random halves drawn without replacement (delete-half jackknife, Shao & Wu 1989;
 subsampling, Politis & Romano 1994): a bootstrap draws a picture twice and makes pairs of it with itself, whose cosine of 1
 is no evidence; in a half no picture meets itself. A half deviates from the whole as the whole does from the truth: for a
-mean the variances are s2 (2/N - 1/N) and s2 / N.
+mean the variances are s2 (2/N - 1/N) and s2 / N. Intervals of skewed numbers from few pictures are a little short, these as
+those of the bootstrap: at 60 pictures both hold the truth in about 93 of 100 cases.
 """
 
 from collections.abc import Callable

@@ -172,7 +172,7 @@ def _pairwise(teacher_ND, mapped_ND, student_ND, picked, seed):
             if mapped_ND is None
             else pairs.difference(student, pairs.pair_cosines(mapped_ND[picked]), half),
         },
-        "spearman": pairs.spearman(student, teacher, half),
+        "spearman": pairs.spearman(student, teacher, seed=seed),
     }
     values = cka.cka(teacher_ND, student_ND)
     ends = cka.intervals(teacher_MD, student_MD, half, values, len(student_ND))
