@@ -30,7 +30,7 @@ from tinkit.errors import TinkitError
 
 TEACHER = "efficientnet-lite2"
 BUDGETS = tuple(range(10, 101, 10))
-EMBEDDED, HELD_OUT = 4000, 1000  # pictures of a set
+EMBEDDED, HELD_OUT = 3000, 1000  # pictures of a set
 CHOSEN_BY = ("k-medoids", "k-centre", "mini-max", "maxi-min")
 MAP = ", map"  # after a method's name: chosen on the map
 RANDOM, BY_CLASS = "random", "random by class"

@@ -10,6 +10,7 @@ import os
 
 import numpy as np
 import sklearn
+from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from tinkit import files
@@ -42,6 +43,14 @@ def t_sne(rows_ND, seed=0, metric="cosine", perplexity=PERPLEXITY) -> np.ndarray
             random_state=seed,
         ).fit_transform(rows)
     return found.astype(np.float64)
+
+
+def flat(rows_ND, seed=0) -> np.ndarray | None:
+    """The two main components (N, 2): a map to look at where none was needed to choose. None for too few pictures."""
+    rows = np.asarray(rows_ND, np.float32)
+    if len(rows) < FEWEST or (rows == rows[0]).all():
+        return None
+    return PCA(2, svd_solver="randomized", random_state=seed).fit_transform(rows).astype(np.float64)
 
 
 def kept_map(folder, rows_ND, **settings) -> np.ndarray:

@@ -1,0 +1,219 @@
+"""`tinkit select`: from a folder of pictures without labels to the few that are worth labelling first (Cold PAWS).
+
+The road: scan, leave exact copies out, features of a teacher or student (kept in the store), a map of them by t-SNE (kept
+too), the choice, and a folder with a table, links and a contact sheet. Method and protocol: Mannix and Bondell 2023,
+arXiv 2305.10071.
+"""
+
+import math
+import os
+import time
+
+import numpy as np
+
+from tinkit.errors import Interrupted, TinkitError
+from tinkit.host.images import Pictures, require_folder, scan
+from tinkit.host.interruption import StopSignal
+from tinkit.host.labels import Labels, read_labels, require_labels
+from tinkit.host.progress import Progress
+from tinkit.host.select import choose as choosing
+from tinkit.host.select import gather, manifold, sheet
+from tinkit.host.select.folder import folder_for, link_name, write_selection
+from tinkit.host.select.points import COSINE, EUCLIDEAN, METRICS, Points, points_of
+from tinkit.host.select.result import Chosen, Selection
+from tinkit.strict import nearest
+
+MAP, FEATURES, NONE = "t-sne", "features", "none"
+SPACES = (MAP, FEATURES)
+AS_CHOSEN = (
+    "k-centre",
+    "random",
+)  # methods that choose one after the other; for others the order is by what they stand for
+
+
+def select(
+    images,
+    budget: int,
+    teacher=None,
+    run=None,
+    out=None,
+    method=choosing.DEFAULT,
+    space=MAP,
+    metric=COSINE,
+    perplexity=manifold.PERPLEXITY,
+    labels=None,
+    seed=0,
+    teacher_weights=None,
+    teacher_size=None,
+    store=None,
+    workers=None,
+    strict=False,
+    quiet=False,
+) -> Selection:
+    """Choose `budget` pictures below the folder `images` to label first; returns what is written to `out`.
+
+    teacher: a name for `load_teacher` (default efficientnet-lite2); run: a run's folder, for its student's features instead.
+    method: k-medoids, k-centre, mini-max, maxi-min or random; space: "t-sne" (distances on a map) or "features"; metric:
+    cosine or euclidean, of the map's making or of the features. labels: "folders" or a CSV, only to count classes: they
+    change nothing about the choice. out: a new folder (default runs/selection-TIME).
+
+    Raises TinkitError for what a user can mend, Interrupted after Ctrl-C (features and map so far are kept).
+    """
+    began = time.monotonic()
+    _check(budget, method, space, metric, perplexity, seed)
+    root = require_folder(images)
+    out = folder_for(out, root)
+    if labels is not None:
+        require_labels(labels)
+    store = os.fspath(store or os.path.join(os.path.dirname(out), ".stores"))
+    with Progress(quiet) as progress:
+        try:
+            with StopSignal() as stop:
+                network = gather.network_of(teacher, run, teacher_weights, teacher_size)
+                pictures = scan(root, strict, progress.counter("reading"), stop)
+                known = None if labels is None else read_labels(labels, list(pictures.usable), root)
+                unique = gather.without_copies(pictures.usable)
+                _check_budget(budget, unique, pictures)
+                _say_pictures(progress, pictures, unique)
+                kept = gather.stored_features(network, unique, store, workers, progress, stop)
+            rows_ND, seen = kept.global_rows(), time.monotonic()
+            settings = {"seed": seed, "metric": metric, "perplexity": perplexity}
+            used = NONE if method == "random" else space
+            if used == MAP:
+                progress.say(f"t-SNE of {len(unique)} pictures: the slow step, kept for the next selection")
+            map_N2 = manifold.kept_map(kept.path, rows_ND, **settings) if used == MAP else None
+            mapped = time.monotonic()
+        except (InterruptedError, KeyboardInterrupt):
+            raise Interrupted(
+                "Stopped; the features so far are kept.", where=store, next_step="the same command goes on from there"
+            ) from None
+        features = points_of(rows_ND, metric)
+        points = features if map_N2 is None else points_of(map_N2, EUCLIDEAN)
+        chosen = choosing.choose(points, budget, method, seed)
+        chosen, owner = _ranked(points, chosen, method)
+        quality = {"features": choosing.quality(features, chosen)}
+        if map_N2 is not None:
+            quality["map"] = choosing.quality(points, chosen)
+        shown_N2 = map_N2 if map_N2 is not None else manifold.flat(rows_ND, seed)
+        alike = gather.alike(rows_ND)
+        selection = Selection(
+            path=out,
+            root=root,
+            chosen=_chosen(unique, chosen, owner, shown_N2, known),
+            pictures=len(pictures.usable),
+            copies=len(pictures.usable) - len(unique),
+            alike=alike,
+            skipped=len(pictures.skipped),
+            features_of={**network.identity, "run": None if run is None else os.path.abspath(os.fspath(run))},
+            method=method,
+            space=used,
+            metric=metric,
+            seed=seed,
+            quality=quality,
+            classes={} if known is None else _classes(known, unique, chosen),
+            notes=_notes(alike, used, shown_N2, perplexity, len(unique)),
+            seconds={"features": seen - began, "map": mapped - seen, "total": time.monotonic() - began},
+        )
+        write_selection(selection, sheet.render(selection, shown_N2, chosen, owner))
+        progress.say(f"{budget} pictures in {out}")
+    return selection
+
+
+def _check(budget, method, space, metric, perplexity, seed):
+    """TinkitError for a setting that is none, before anything is read."""
+    for name, value, allowed in (
+        ("method", method, tuple(choosing.METHODS)),
+        ("space", space, SPACES),
+        ("metric", metric, METRICS),
+    ):
+        if value not in allowed:
+            raise TinkitError(f"There is no such {name}.", seen=repr(value), next_step=nearest(str(value), allowed))
+    for name, value, fits in (
+        ("budget", budget, isinstance(budget, int) and budget >= 1),
+        ("seed", seed, isinstance(seed, int) and 0 <= seed < 2**32),
+        ("perplexity", perplexity, isinstance(perplexity, (int, float)) and perplexity >= 1),
+    ):
+        if not fits:
+            raise TinkitError(f"This is no {name}.", seen=f"--{name} {value}", next_step=WANTED[name])
+
+
+WANTED = {
+    "budget": "how many pictures to label, at least 1",
+    "seed": "a whole number from 0",
+    "perplexity": "a number from 1, about how many neighbours count; 40 is the paper's",
+}
+
+
+def _check_budget(budget, unique, pictures: Pictures):
+    if budget > len(unique):
+        raise TinkitError(
+            "There are fewer pictures than are to be chosen.",
+            where=pictures.root,
+            seen=f"{len(unique)} different pictures, --budget {budget}",
+            next_step=f"--budget {len(unique)} or less",
+        )
+
+
+def _say_pictures(progress, pictures: Pictures, unique):
+    progress.say(
+        f"{len(unique)} pictures, {len(pictures.usable) - len(unique)} exact copies left out, "
+        f"{len(pictures.skipped)} unreadable, {pictures.others} other files"
+    )
+
+
+def _ranked(points: Points, chosen_K, method) -> tuple[np.ndarray, np.ndarray]:
+    """(the chosen in the order of labelling, which of them is nearest to each picture (N,))."""
+    owner, _ = points.nearest(chosen_K)
+    if method not in AS_CHOSEN:
+        order = np.argsort(-np.bincount(owner, minlength=len(chosen_K)), kind="stable")
+        chosen_K = chosen_K[order]
+        owner = np.argsort(order)[owner]
+    return chosen_K, owner
+
+
+def _chosen(unique, chosen_K, owner_N, map_N2, known: Labels | None) -> list[Chosen]:
+    counts = np.bincount(owner_N, minlength=len(chosen_K))
+    return [
+        Chosen(
+            rank=rank,
+            name=unique[index].name,
+            path=unique[index].path,
+            link=link_name(rank, unique[index]),
+            stands_for=int(count),
+            at=() if map_N2 is None else tuple(map(float, map_N2[index])),
+            label=_label(known, unique[index].name),
+        )
+        for rank, (index, count) in enumerate(zip(chosen_K, counts), 1)
+    ]
+
+
+def _label(known: Labels | None, name) -> str:
+    return known.classes[known.by_name[name]] if known is not None and name in known.by_name else ""
+
+
+def _classes(known: Labels, unique, chosen_K) -> dict[str, float]:
+    """Classes among the chosen, in all, and what as many random pictures would find on average (exactly)."""
+    numbers = [known.by_name[picture.name] for picture in unique if picture.name in known.by_name]
+    found = {known.by_name[unique[i].name] for i in chosen_K if unique[i].name in known.by_name}
+    return {
+        "found": len(found),
+        "of": len(set(numbers)),
+        "random": expected_classes(np.bincount(numbers), len(unique), len(chosen_K)),
+    }
+
+
+def expected_classes(counts_C, pictures: int, drawn: int) -> float:
+    """How many classes `drawn` of `pictures`, drawn without putting back, have on average; a picture may have no class."""
+    every = math.comb(pictures, drawn)
+    return sum(1 - math.comb(pictures - int(count), drawn) / every for count in counts_C if count)
+
+
+def _notes(alike, used, map_N2, perplexity, count) -> list[str]:
+    notes = []
+    if alike:
+        notes.append(f"{alike} pictures have exactly the features of another one although their bytes differ")
+    if used == MAP and manifold.perplexity_for(count, perplexity) < perplexity:
+        notes.append(f"perplexity {manifold.perplexity_for(count, perplexity):.3g}: {count} pictures are few")
+    if used != MAP and map_N2 is not None:
+        notes.append("the map shows the two main components of the features, for the eye only")
+    return notes
