@@ -26,6 +26,9 @@ ASKED = {  # block of an evaluation -> what is not known without it
 }
 
 
+NO_BUNDLE = "The bundle that the report was made of is not here: its network and its training are not described."
+
+
 @dataclass(frozen=True)
 class Subject:
     """What a card is about. manifest and record are {} and report and evaluation None where they are not here.
@@ -78,9 +81,15 @@ def _of_report(path):
     report, folder = load_report(path), os.path.dirname(os.path.abspath(path))
     evidence = open_evidence(report, folder)
     if evidence.bundle is None:
-        return folder, {}, "", {}, report, (evidence.missing,)
+        return folder, _manifest_of(report), "", {}, report, (NO_BUNDLE,)
     run_path, record, missing = _run_of(evidence.bundle.path, evidence.manifest)
     return folder, evidence.manifest, run_path, record, report, missing
+
+
+def _manifest_of(report: Report) -> dict[str, Any]:
+    """What a report tells of its bundle, in the form of a manifest."""
+    told = {name: value for name, value in report.bundle.items() if name in ("name", "target", "created", "host_gate")}
+    return {**told, "files": {MODEL: {"sha256": report.bundle.get("model_sha256")}}}
 
 
 def _of_bundle(path):

@@ -88,7 +88,8 @@ def _unlike(report: Report, own: Report) -> str:
     """What makes the numbers of `report` others than those of `own`: a rehearsal, or another device, mode, clock or protocol."""
     from tinkit.host.compare import UNLIKE  # it imports the page, and the page imports this module
 
-    told = {word: (UNLIKE[word](report), UNLIKE[word](own)) for word in COMPARED}
+    words = COMPARED if report.latency and own.latency else COMPARED[1:]  # without times there is no protocol
+    told = {word: (UNLIKE[word](report), UNLIKE[word](own)) for word in words}
     differs = [f"{word}: {seen}, the report has {wanted}" for word, (seen, wanted) in told.items() if seen != wanted]
     if report.rehearsal != own.rehearsal:
         differs.insert(0, f"a rehearsal: {report.rehearsal}" if report.rehearsal else "no rehearsal, the report is one")
