@@ -69,15 +69,15 @@ def read_prompts(path) -> Prompts:
     text = np.asarray(text, np.float64)
     if not np.isfinite(text).all() or not np.linalg.norm(text, axis=1).all():
         raise _wrong(path, "a text vector is zero or not finite")
-    scale = np.asarray(arrays.get("logit_scale", LOGIT_SCALE), np.float64)
-    if scale.size != 1 or not 0 < scale.item() < np.inf:
+    scale = np.asarray(arrays.get("logit_scale", LOGIT_SCALE))
+    if scale.dtype.kind not in "fiu" or scale.size != 1 or not 0 < scale.item() < np.inf:
         raise _wrong(path, f"logit_scale {scale.tolist()}, not one positive number")
     notes: tuple[str, ...] = ()
     if scale.item() < LOOKS_LIKE_A_LOGARITHM:
         notes = (
             f"logit_scale {scale.item():.3g} may be the logarithm that a checkpoint keeps: probabilities would be flat",
         )
-    return Prompts(tuple(names), unit_rows(text), scale.item(), files.sha256_of_file(path), notes)
+    return Prompts(tuple(names), unit_rows(text), float(scale.item()), files.sha256_of_file(path), notes)
 
 
 def teacher_logits(prompts: Prompts, teacher_ND) -> np.ndarray:
