@@ -1,6 +1,7 @@
 """A small bundle with its report, a strict reader of the page, and its pictures by their colour."""
 
 import base64
+import html
 import io
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -12,6 +13,7 @@ from tinkit import files
 from tinkit.bundle import Exam, write_bundle
 from tinkit.fidelity import PASSED, compare_answers
 from tinkit.host.report import report
+from tinkit.host.report_page import page_script
 from tinkit.pixels import Preprocessing
 from tinkit.results import Latency, Report
 from tinkit.target import Gate, Target
@@ -54,7 +56,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] not in ("style", "script"):
             self.words.append(data)
 
     def all(self, tag):
@@ -170,6 +172,14 @@ def written(folder, source=None):
     result = report(source or folder / "report")
     with open(result.path, encoding="utf-8") as handle:
         return handle.read()
+
+
+def without_own_script(text):
+    """The page less the one script that tinkit puts there; whatever else is a script stays."""
+    script, allowed = page_script()
+    assert text.count(f"<script>{script}</script>") == 1
+    assert f"script-src '{allowed}'" in html.unescape(text)
+    return text.replace(f"<script>{script}</script>", "")
 
 
 def images(page):

@@ -1,29 +1,32 @@
 """`tinkit report`: the evidence of a report.json as one page, report.html, that can be mailed, printed and kept.
 
 The page is written from the JSON and, as long as it is there, from the bundle: its manifest (training, sizes, identities)
-and its exam (pictures). What neither holds is "not recorded". Everything is inside the file: no script, no request,
-thumbnails re-encoded from pixels, so without EXIF. File names are a stranger's text; the template escapes all of it.
+and its exam (pictures), and from an evaluation of the same model that lies in the run's folder. What none of them holds is
+"not recorded". Everything is inside the file: one script of tinkit's own, no request, thumbnails re-encoded from pixels, so
+without EXIF. File names are a stranger's text; the template escapes all of it.
 """
 
-import functools
+import glob
 import os
 from dataclasses import replace
 
-import jinja2
-
 from tinkit import files
 from tinkit.bundle import MODEL
+from tinkit.errors import TinkitError
 from tinkit.fidelity import FAILED, Fidelity
-from tinkit.host import plots
+from tinkit.host import plots, plots_evaluation
+from tinkit.host.plots_evaluation import Loss
 from tinkit.host.report_board import board_of
+from tinkit.host.report_page import arrow, page_of
 from tinkit.host.report_pictures import worst_pictures
-from tinkit.host.report_precision import percent, precision_of, signed
+from tinkit.host.report_precision import precision_of
 from tinkit.host.report_source import Evidence, find_report, load_report, open_evidence
-from tinkit.host.report_text import LONGEST_LIST, NOT_RECORDED, cut, finite, flat, limit_of, said, short, table
+from tinkit.host.report_text import LONGEST_LIST, finite, table
 from tinkit.host.report_timing import doubts_of, marks_of, missed_budgets, timing_of
 from tinkit.results import Report
 
 PAGE, TEMPLATE = "report.html", "report.html.j2"
+HELD_OUT = "mapped teacher -> student"
 NOT_A_LOSS = ("epoch", "step", "lr", "step_ms")
 CURVES = (  # title, held-out metrics and their short names, what is better
     (
@@ -40,24 +43,30 @@ CURVES = (  # title, held-out metrics and their short names, what is better
 )
 
 
-def report(source=None, out=None) -> Report:
+def report(source=None, out=None, evaluation=None) -> Report:
     """Write report.html from `source` and return its `Report`, whose `path` is the page.
 
     source: a report's folder or report.json, the newest below runs/ when None. out: a folder, or a file ending in .html;
-    beside report.json when None. Raises TinkitError for a missing or foreign report; a missing or damaged bundle is no
-    error, the page says so.
+    beside report.json when None. evaluation: evaluation.json or its folder, the one of the same model in the run's folder when
+    None. Raises TinkitError for a missing or foreign report and for an evaluation of another run; a missing or damaged
+    bundle is no error, the page says so.
     """
     path = find_report(source)
     facts = load_report(path)
     evidence = open_evidence(facts, os.path.dirname(os.path.abspath(path)))
     out = os.fspath(out) if out is not None else os.path.dirname(os.path.abspath(path))
     page = out if out.endswith(".html") else os.path.join(out, PAGE)
-    files.write_text(page, render(facts, evidence))
+    files.write_text(page, render(facts, evidence, evaluation_of(path, facts, evidence, evaluation), family_of(path)))
     return replace(facts, path=os.path.abspath(page))
 
 
-def render(facts: Report, evidence: Evidence) -> str:
-    """The page as text."""
+def render(facts: Report, evidence: Evidence, evaluation=None, family=None) -> str:
+    """The page as text. evaluation: an `Evaluation` of the same run; family: what `family_of` says of its other reports."""
+    ev = None
+    if evaluation is not None:
+        from tinkit.host import report_evaluation  # it brings torch
+
+        ev = report_evaluation.shown(evaluation)
     precision = precision_of(facts, evidence.manifest)
     strips, shown = worst_pictures(facts.chain, evidence.exam)
     board = board_of(facts)
@@ -69,7 +78,14 @@ def render(facts: Report, evidence: Evidence) -> str:
         missing=evidence.missing,
         exam=evidence.exam,
         host_gate=table(evidence.manifest.get("host_gate") or facts.bundle.get("host_gate")),
-        failures=[*_failures(facts), *precision.failures],
+        failures=[*_failures(facts), *precision.failures, *(ev["failures"] if ev else [])],
+        verdict_of_all=FAILED if evaluation is not None and evaluation.verdict == FAILED else facts.verdict,
+        evaluation=evaluation,
+        ev=ev,
+        alike=ev["numbers"][0] if ev and ev["numbers"][0]["measure"] else None,
+        held=next((hop for hop in facts.chain if hop.hop == HELD_OUT and hop.pictures), None),
+        lost=_lost(facts.chain),
+        family=family,
         doubts=[*doubts_of(facts), *board["throttled"], *board["changed"]],
         precision=precision,
         longest=LONGEST_LIST,
@@ -88,33 +104,52 @@ def render(facts: Report, evidence: Evidence) -> str:
     )
 
 
-def page_of(template, **contents) -> str:
-    """A template of this folder as text; what is missing is said, and everything is escaped."""
-    page = _environment().get_template(template).render(not_recorded=NOT_RECORDED, short=short, **contents)
-    return page.encode("utf-8", "replace").decode()  # a file name may hold bytes that are no UTF-8
+def evaluation_of(path, facts: Report, evidence: Evidence, wanted=None):
+    """The `Evaluation` that belongs to a report: the `wanted` one, or the one in the run's folder; None without one."""
+    folder = os.path.dirname(os.path.dirname(os.path.abspath(path)))
+    if wanted is None and not glob.glob(os.path.join(glob.escape(folder), "evaluation*", "evaluation.json")):
+        return None
+    from tinkit.host.evaluate.evaluation import find_evaluation, load_evaluation  # they bring torch
+
+    run_id = table(evidence.manifest.get("run")).get("id")
+    if wanted is None:
+        found = find_evaluation(folder, run_id, facts.bundle.get("model_sha256")) if run_id else ""
+        return load_evaluation(found) if found else None
+    evaluation = load_evaluation(wanted)
+    if run_id and evaluation.subject.get("run_id") != run_id:
+        seen = f"{evaluation.subject.get('run_id')}, the report's bundle is of {run_id}"
+        raise TinkitError("The evaluation is of another run than the report.", where=str(wanted), seen=seen)
+    return evaluation
 
 
-@functools.cache
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(os.path.dirname(os.path.abspath(__file__))),
-        autoescape=True,
-        undefined=jinja2.ChainableUndefined,  # what an older manifest lacks is said, by `finalize`
-        finalize=said,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        cut=cut,
-        short=short,
-        flat=flat,
-        percent=percent,
-        signed=signed,
-        limit_of=limit_of,
-        arrow=_arrow,
-        slug=lambda text: str(said(text)).replace(" ", "-"),
-    )
-    return environment
+def family_of(path):
+    """The reports of the same run beside this one, as a table and a chart; None without another one."""
+    from tinkit.host.report_several import (
+        entries_of,
+        speed_of,
+    )  # it brings tinkit.host.compare, which imports this module
+    from tinkit.host.report_siblings import siblings
+
+    found = siblings(path)
+    if len(found) < 2:
+        return None
+    return {"rows": found, "chart": speed_of(entries_of([one.report for one in found])).chart}
+
+
+def _lost(chain: list[Fidelity]):
+    """A chart of what each hop lost; "" where none was examined."""
+    hops = [hop for hop in chain if hop.pictures and hop.output != "pixels"]
+    several = len({hop.output for hop in hops}) > 1
+    losses = [
+        Loss(
+            f"{chain.index(hop) + 1}  {arrow(hop.hop)}{f' ({hop.output})' if several else ''}",
+            1 - hop.cosine_mean,
+            1 - hop.cosine_min,
+            1 - hop.gate["min_cosine"] if hop.gate and finite(hop.gate.get("min_cosine")) else None,
+        )
+        for hop in hops
+    ]
+    return plots_evaluation.losses("What each hop lost", losses) if losses else ""
 
 
 def worst_hop(chain: list[Fidelity]) -> Fidelity | None:
@@ -124,7 +159,7 @@ def worst_hop(chain: list[Fidelity]) -> Fidelity | None:
 
 
 def _failures(facts: Report):
-    hops = [f"{_arrow(hop.hop)} ({hop.output}): {hop.reason}" for hop in facts.chain if hop.verdict == FAILED]
+    hops = [f"{arrow(hop.hop)} ({hop.output}): {hop.reason}" for hop in facts.chain if hop.verdict == FAILED]
     return hops + missed_budgets(facts.budgets, FAILED)
 
 
@@ -178,7 +213,3 @@ def _curves(history):
         if series:
             curves.append((title, plots.line_chart(title, series, epochs), f"{better} is better"))
     return curves
-
-
-def _arrow(hop):
-    return str(hop).replace("->", "→")

@@ -16,8 +16,8 @@ from tinkit import files
 from tinkit.errors import TinkitError
 from tinkit.host import plots
 from tinkit.host.compare import UNLIKE, fidelity_of
-from tinkit.host.report import page_of
 from tinkit.host.report_board import clocks_told
+from tinkit.host.report_page import page_of
 from tinkit.host.report_source import find_report, load_report
 from tinkit.host.report_text import between, number, pair, short, table, text
 from tinkit.host.report_timing import has_graph, marks_of
@@ -81,10 +81,7 @@ def report_several(sources, out=None) -> str:
 def render(reports: Sequence[Report]) -> str:
     """The page as text."""
     entries = entries_of(reports)
-    speed = picture(
-        "Loss of the worst picture against latency", entries, lambda one: one.single.p95_ms, "p95 of batch 1, ms",
-        _key_of_speed, lambda one: one.single.intervals.get("p95_ms"),
-    )  # fmt: skip
+    speed = speed_of(entries)
     energy = picture(
         "Loss of the worst picture against energy", [one for one in entries if one.energy_mj is not None],
         lambda one: one.energy_mj, "energy of a picture, mJ", _key_of_energy,
@@ -103,6 +100,14 @@ def render(reports: Sequence[Report]) -> str:
         least=LEAST_LOSS,
         small=[one.label for one in entries if one.loss is not None and one.loss < LEAST_LOSS],
     )
+
+
+def speed_of(entries: Sequence[Entry]) -> "Picture":
+    """Loss against the p95 of batch 1."""
+    return picture(
+        "Loss of the worst picture against latency", entries, lambda one: one.single.p95_ms, "p95 of batch 1, ms",
+        _key_of_speed, lambda one: one.single.intervals.get("p95_ms"),
+    )  # fmt: skip
 
 
 def entries_of(reports: Sequence[Report]) -> list[Entry]:

@@ -115,6 +115,18 @@ def relative(share) -> str:
     return f"{share:+.1%}".replace("%", "\u2009%") if finite(share) else NOT_RECORDED
 
 
+def plus(change) -> str:
+    """A difference with its sign, to four digits after the point."""
+    if not finite(change):
+        return NOT_RECORDED
+    return f"{change:+.4f}".replace("-", "\u2212")
+
+
+def share(value) -> str:
+    """A share (0..1) with three digits, so that a column of them can be read downwards."""
+    return f"{value:.3f}" if finite(value) else NOT_RECORDED
+
+
 def limit_of(entry) -> str:
     """The limit of a budget with its sign: at most, at least; exactly at the limit passes."""
     sign = {"<": "≤ ", ">": "≥ "}.get(str(entry.get("sign")), "")

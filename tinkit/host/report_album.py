@@ -1,0 +1,99 @@
+"""Pictures of an evaluation as data: URIs: thumbnails from the folder that was evaluated, and similarity maps as colours.
+
+Thumbnails are decoded by tinkit's own decoder and encoded anew from pixels, so nothing of a file but its look comes along.
+A page has a budget of them; what is beyond it, missing or unreadable is counted, and the page says so.
+"""
+
+import base64
+import io
+import os
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageOps
+
+from tinkit.device.pictures import Unreadable, decode
+
+MOST, MOST_BYTES = 240, 6 * 1024  # thumbnails of a page, bytes of each before base64
+QUALITIES = (75, 60, 45, 30, 20)
+SMALL, LARGE = 96, 160  # pixels; shown at about two thirds of it, for sharp screens
+STOPS = (
+    (0, 32, 77),
+    (65, 77, 107),
+    (124, 123, 120),
+    (188, 174, 108),
+    (255, 234, 70),
+)  # cividis, arXiv 1712.01662, at quarters
+CELL = 8  # pixels of one position of a map
+
+
+class Album:
+    """The thumbnails of one page, by the pictures' names relative to `root`; the same picture is decoded once."""
+
+    def __init__(self, root, most=MOST):
+        self.root, self.most = str(root), most
+        self.shown, self.beyond = 0, 0
+        self.missing: dict[str, str] = {}
+        self._known: dict[tuple[str, int], str] = {}
+
+    def data(self, name, side=SMALL) -> str:
+        """A data: URI, "" where there is none: no such file, unreadable, or the page has enough already."""
+        if self.shown >= self.most:
+            self.beyond += 1
+            return ""
+        if (name, side) not in self._known:
+            self._known[name, side] = self._encoded(name, side)
+        self.shown += bool(self._known[name, side])
+        return self._known[name, side]
+
+    def _encoded(self, name, side) -> str:
+        path = os.path.join(self.root, name)
+        if not name or os.path.isabs(name) or ".." in name.split("/"):
+            self.missing[name] = "not a name below the folder of pictures"
+        elif not os.path.isfile(path):
+            self.missing[name] = "no longer there"
+        else:
+            try:
+                return _jpeg(decode(path), side)
+            except Unreadable as error:
+                self.missing[name] = str(error)
+        return ""
+
+
+def heat(values_HW, row: int, column: int) -> str:
+    """A map of 0..255 as a PNG in cividis (dark blue low, yellow high; told apart without red and green), the point ringed.
+
+    ValueError for values that are no map or a point outside of it.
+    """
+    values = np.asarray(values_HW)
+    if values.ndim != 2 or values.dtype.kind not in "iu" or not values.size or values.min() < 0 or values.max() > 255:
+        raise ValueError("a map is rows of whole numbers from 0 to 255")
+    if not (0 <= row < values.shape[0] and 0 <= column < values.shape[1]):
+        raise ValueError(f"the point {row}, {column} is outside of {values.shape}")
+    image = Image.fromarray(values.astype(np.uint8)).resize(
+        (values.shape[1] * CELL, values.shape[0] * CELL), Image.Resampling.NEAREST
+    )
+    image.putpalette(_palette())
+    box = (column * CELL, row * CELL, column * CELL + CELL - 1, row * CELL + CELL - 1)
+    pen = ImageDraw.Draw(image)
+    pen.rectangle(box, outline=256 - 1)
+    pen.rectangle((box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1), outline=0)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _palette() -> bytes:
+    places = np.linspace(0, len(STOPS) - 1, 256)
+    channels = [np.interp(places, range(len(STOPS)), channel) for channel in zip(*STOPS)]
+    return np.stack(channels, axis=1).round().astype(np.uint8).tobytes()
+
+
+def _jpeg(image, side) -> str:
+    """The middle square of a picture, in at most MOST_BYTES where the lowest quality allows it."""
+    small = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
+    for quality in QUALITIES:
+        buffer = io.BytesIO()
+        small.save(buffer, "JPEG", quality=quality, optimize=True)
+        if buffer.tell() <= MOST_BYTES:
+            break
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,146 @@
+"""What an evaluation says on a page: in a report's page beside what the device did, or on a page of its own.
+
+Three numbers stand on top, each the answer to a question that decides whether a student may replace its teacher: does it
+answer alike, does it hold when pictures get worse, does it know what it does not know. A question that was not asked is
+shown with the option that asks it. Everything else is a section of the template, in the order of a reader's doubts.
+"""
+
+import os
+from typing import Any
+
+from tinkit import files
+from tinkit.errors import TinkitError
+from tinkit.fidelity import FAILED
+from tinkit.host import report_answers, report_blocks
+from tinkit.host.evaluate.evaluation import JSON, Evaluation, load_evaluation
+from tinkit.host.evaluate.measure import HIGHER, Measure
+from tinkit.host.report_album import Album
+from tinkit.host.report_page import page_of
+from tinkit.host.report_text import finite, flat, short, table, text
+
+PAGE, TEMPLATE = "evaluation.html", "evaluation.html.j2"
+GROUPS = {
+    "similarity": "Without labels",
+    "labels": "With labels",
+    "ood": "Strange pictures",
+    "corruption": "Corrupted pictures",
+    "domains": "Other domains",
+    "dense": "Within a picture",
+    "orthogonality": "The mapping alone",
+}
+QUESTIONS = (  # what is asked, the measures that answer it (the first one that was measured), how to ask
+    (
+        "Answers as its teacher",
+        ("agreement", "probe_agreement", "overlap@10", "cosine", "cka_debiased"),
+        "labelled pictures",
+    ),
+    ("Holds when pictures get worse", ("corruption", "domain"), "--corruptions, or --domains FOLDER"),
+    ("Knows what it does not know", ("auroc",), "--ood FOLDER"),
+)
+PLAIN = ("classes", "skipped")  # of `pictures`: told in words of their own
+
+
+def evaluation_page(source, out=None) -> str:
+    """Write evaluation.html from `source` (evaluation.json or its folder) and return the page's path.
+
+    out: a folder, or a file ending in .html; beside evaluation.json when None. Raises TinkitError for an evaluation that is
+    missing, damaged or of another version. Pictures that are gone are no error, the page says so.
+    """
+    path = os.path.join(source, JSON) if os.path.isdir(source) else os.fspath(source)
+    if not os.path.isfile(path):
+        raise TinkitError("There is no evaluation here.", where=path, next_step="tinkit evaluate writes one")
+    found = load_evaluation(path)
+    out = os.fspath(out) if out is not None else os.path.dirname(os.path.abspath(path))
+    page = out if out.endswith(".html") else os.path.join(out, PAGE)
+    files.write_text(page, render(found))
+    return os.path.abspath(page)
+
+
+def render(found: Evaluation) -> str:
+    """The page of an evaluation alone, as text."""
+    return page_of(TEMPLATE, ev=shown(found), evaluation=found)
+
+
+def shown(found: Evaluation) -> dict[str, Any]:
+    """Everything that the sections of an evaluation show. Blocks that were not asked for are None."""
+    album = Album(text(found.pictures.get("root")))
+    return {
+        "numbers": [_answer(*question, found) for question in QUESTIONS],
+        "subject": _subject(found),
+        "compared": _groups(found, False),
+        "beside": _groups(found, True),
+        "budget": found.budget,
+        "failures": [
+            f"degradation budget {b.get('rule')}: {b.get('reason')}" for b in found.budget if b.get("verdict") == FAILED
+        ],
+        "similarity": found.similarity,
+        "worst": report_blocks.similarity_of(table(found.similarity), album),
+        "orthogonality": report_blocks.orthogonality_of(table(found.orthogonality)) if found.orthogonality else None,
+        "dense": report_blocks.dense_of(found.dense, album) if found.dense else None,
+        "ood": report_blocks.ood_of(found.ood) if found.ood else None,
+        "corruption": report_blocks.corruption_of(found.corruption) if found.corruption else None,
+        "domains": report_answers.domains_of(found.domains) if found.domains else None,
+        "labels": report_answers.labels_of(found.labels, album) if found.labels else None,
+        "conditions": flat({name: value for name, value in found.pictures.items() if name not in PLAIN}, text=short)
+        + flat(found.conditions, text=short),
+        "seconds": [(name, short(round(value, 1))) for name, value in found.seconds.items() if finite(value)],
+        "classes": len(found.pictures.get("classes") or []),
+        "album": album,
+    }
+
+
+def _answer(question, names, how, found: Evaluation) -> dict[str, Any]:
+    """{"question", "measure" or None, "how"}."""
+    known = {measure.name.removeprefix("fitted_"): measure for measure in found.measures}
+    name = next((name for name in names if name in known), None)
+    return {"question": question, "how": how, "measure": _row(known[name]) if name else None}
+
+
+def _subject(found: Evaluation) -> str:
+    """Which network was asked, in one line."""
+    what = "the student in PyTorch" if found.subject.get("kind") == "student" else "a bundle's model"
+    runtime, run = text(found.subject.get("runtime")), text(found.subject.get("run_id"))
+    teacher = text(table(found.subject.get("teacher")).get("name"))
+    told = (
+        f"in {runtime}" if runtime else "",
+        f"of run {run}" if run else "",
+        f"beside its teacher {teacher}" if teacher else "",
+    )
+    return " ".join(filter(None, (what, *told)))
+
+
+def _groups(found: Evaluation, with_teacher: bool) -> list[tuple[str, list[dict[str, Any]]]]:
+    """[(group, rows)] of the measures that have the teacher's own value beside them, or of those that compare the two."""
+    listed = [
+        measure
+        for measure in found.measures
+        if finite(measure.student) and (measure.teacher is not None) == with_teacher
+    ]
+    groups = list(dict.fromkeys(measure.group for measure in listed))
+    return [(GROUPS.get(group, group), [_row(one) for one in listed if one.group == group]) for group in groups]
+
+
+def _row(measure: Measure) -> dict[str, Any]:
+    """One measure as the template wants it; `way` says whether the change is more than another draw of pictures."""
+    change = measure.student - measure.teacher if measure.teacher is not None else None
+    return {
+        "name": measure.name,
+        "title": measure.title,
+        "what": measure.what,
+        "better": measure.better,
+        "student": measure.student,
+        "teacher": measure.teacher,
+        "interval": measure.interval,
+        "change": change,
+        "change_interval": measure.change,
+        "way": _way(change, measure),
+    }
+
+
+def _way(change, measure: Measure) -> str:
+    if change is None or len(measure.change) != 2:
+        return ""
+    low, high = measure.change
+    if low <= 0 <= high:
+        return "no clear change"
+    return "better" if (low > 0) == (measure.better == HIGHER) else "worse"
