@@ -221,7 +221,7 @@ def test_the_spread_of_halves_is_that_of_the_statistic_on_each_half():
     by_hand = [fidelity.cosine_spearman(TEACHER[:60][half > 0], STUDENT[:60][half > 0]) for half in drawn]
     value = fidelity.cosine_spearman(TEACHER[:60], STUDENT[:60])
     ends = value + np.quantile(by_hand - np.mean(by_hand), [0.025, 0.975])
-    np.testing.assert_allclose(pairs.spearman(a, b, 40)["interval"], ends, atol=1e-3)  # in 256 grades
+    np.testing.assert_allclose(pairs.spearman(a, b, 40)["interval"], ends, atol=1e-3)  # in grades
 
 
 def test_spearman_is_scipys_with_ties_too():

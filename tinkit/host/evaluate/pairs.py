@@ -12,7 +12,7 @@ from tinkit.host.evaluate.resampling import HALVES, SEED, halves, interval_of_ha
 
 SAMPLED = 4000
 HALVED = 2000  # of these, for the interval of Spearman's correlation
-GRADES = 256  # ranks are cut into so many steps for the interval of Spearman's correlation, and only for that
+GRADES = 128  # ranks are cut into so many steps for the interval of Spearman's correlation, and only for that
 
 
 def sample(count: int, most: int, seed: int) -> np.ndarray:
