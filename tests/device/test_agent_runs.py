@@ -62,8 +62,18 @@ def as_found(root):
     return power_mode(root) == "25W" and clocks_pinned(root) is False
 
 
-def nothing_left_of(processes):
-    return wait_for(lambda: not any(alive(pid) for pid in processes))
+def nothing_left_of(processes, seconds=30):
+    """Whether they are all gone within this time: killed; the kernel takes its time."""
+    return wait_for(lambda: not any(alive(pid) for pid in processes), seconds)
+
+
+@contextlib.contextmanager
+def two_boards(open_board, tmp_path, bundle, name):
+    """Two agents of one turn to measure; the first one has it and measures."""
+    (tmp_path / "other").mkdir()
+    with open_board(name=name) as first, open_board(cache=tmp_path / "other", name=name) as second:
+        begun(first, bundle)
+        yield first, second
 
 
 def test_the_state_is_changed_for_a_run_and_put_back(open_board, bundle, root):
@@ -105,7 +115,7 @@ def test_a_run_that_is_cut_ends_everything_and_restores(open_board, bundle, root
         assert not told[-1]["removed"]
         assert told[-1]["left_mb"] > 0
         assert board.ended() == 1
-        assert wait_for(lambda: not any(alive(pid) for pid in processes), 5)  # killed; the kernel takes its time
+        assert nothing_left_of(processes, 5)
         assert as_found(root)
         assert list((board.folder / "runs").iterdir()) == []
         assert len(list((board.folder / "blobs").iterdir())) == 2
@@ -203,9 +213,7 @@ def test_a_change_on_purpose_stays_until_it_is_taken_back(open_board, bundle, ro
 
 @SLOW
 def test_the_second_of_two_is_told_who_measures_and_gives_up(open_board, bundle, tmp_path):
-    (tmp_path / "other").mkdir()
-    with open_board(name="a") as first, open_board(cache=tmp_path / "other", name="a") as second:
-        begun(first, bundle)
+    with two_boards(open_board, tmp_path, bundle, "a") as (first, second):
         told = second.ask("profile", job=second.send_bundle(bundle, wait_s=0.7))
         assert (told["tell"], told["exit_code"]) == ("error", 4)
         assert f"process {first.process.pid} of user " in told["seen"]
@@ -215,9 +223,7 @@ def test_the_second_of_two_is_told_who_measures_and_gives_up(open_board, bundle,
 
 @SLOW
 def test_the_second_of_two_waits_for_its_turn(open_board, bundle, tmp_path):
-    (tmp_path / "other").mkdir()
-    with open_board(name="b") as first, open_board(cache=tmp_path / "other", name="b") as second:
-        begun(first, bundle)
+    with two_boards(open_board, tmp_path, bundle, "b") as (first, second):
         second.send("profile", job=second.send_bundle(bundle, options={"behave": ""}, wait_s=60))
         assert "waiting" in second.hear()["line"]
         second.send("alive")
@@ -228,9 +234,7 @@ def test_the_second_of_two_waits_for_its_turn(open_board, bundle, tmp_path):
 
 @SLOW
 def test_a_host_that_goes_while_waiting_ends_the_wait(open_board, bundle, tmp_path):
-    (tmp_path / "other").mkdir()
-    with open_board(name="c") as first, open_board(cache=tmp_path / "other", name="c") as second:
-        begun(first, bundle)
+    with two_boards(open_board, tmp_path, bundle, "c") as (_, second):
         second.send("profile", job=second.send_bundle(bundle, wait_s=600))
         assert "waiting" in second.hear()["line"]
         second.process.stdin.close()
@@ -248,7 +252,7 @@ def test_a_silent_host_ends_a_run_and_a_living_one_does_not(open_board, bundle):
             time.sleep(0.3)
         assert board.process.poll() is None
         assert "silent" in board.rest()[0]["what"]
-        assert wait_for(lambda: not any(alive(pid) for pid in processes), 5)  # killed; the kernel takes its time
+        assert nothing_left_of(processes, 5)
 
 
 @SLOW

@@ -1,5 +1,6 @@
 """What a board may tell in a report, every field filled: numbers are made up, shapes are those of tinkit/device."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -102,3 +103,13 @@ def board_report(folder, **changes):
         "trtexec": TRTEXEC, "steps": STEPS, "transfer": TRANSFER, "first_ms": 8.25, "latency": board_latencies(),
     }  # fmt: skip
     return small_report(folder, small_bundle(folder), **{**told, **changes})
+
+
+def planted(value, path, seen):
+    """A copy of plain data with `seen` at `path`, a sequence of keys."""
+    whole = copy.deepcopy(value)
+    inner = whole
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = seen
+    return whole

@@ -158,7 +158,7 @@ def test_junit_and_json_tell_the_same(report, tmp_path):
 def test_control_characters_do_not_break_the_xml(report, tmp_path):
     result = replace(compare(report, report), title="a\x1b[31mb\x00")
     result.write(junit_path=tmp_path / "out.xml")
-    ElementTree.parse(tmp_path / "out.xml")
+    assert ElementTree.parse(tmp_path / "out.xml").getroot().get("name") == "tinkit compare: a [31mb "
 
 
 def test_reports_are_found_by_folder_or_file(tmp_path, report):

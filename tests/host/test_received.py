@@ -1,6 +1,5 @@
 """A report from a board: refused where it contradicts itself, judged anew from its numbers, and harmless in every part."""
 
-import copy
 import json
 import os
 from dataclasses import replace
@@ -10,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report_board_parts import BOARD, LAYERS, OFFLINE, POWER, SERVER, THROUGHPUT, TRTEXEC, WATCH
+from report_board_parts import BOARD, LAYERS, OFFLINE, POWER, SERVER, THROUGHPUT, TRTEXEC, WATCH, planted
 from small_parts import reduced_target
 from sshd_parts import board_bundle, good_report, hop, quick_device, timed
 
@@ -224,15 +223,6 @@ def places(value, path=()):
         yield (*path, key)
         if isinstance(entry, (dict, list)):
             yield from places(entry, (*path, key))
-
-
-def planted(value, path, seen):
-    whole = copy.deepcopy(value)
-    inner = whole
-    for key in path[:-1]:
-        inner = inner[key]
-    inner[path[-1]] = seen
-    return whole
 
 
 JUNK = st.one_of(
