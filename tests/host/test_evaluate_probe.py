@@ -68,7 +68,7 @@ def test_the_choice_is_that_of_the_whole_grid(noise, wrong, seed):
     probe = fit_probe(*train, *valid, 4)
     c, model = by_brute_force(*train, *valid)
     assert probe.c == c
-    assert probe.validation_accuracy == pytest.approx(model.score(*valid), abs=1 / 200)
+    assert probe.validation_accuracy == pytest.approx(model.score(*valid), abs=1.5 / 200)  # one picture on the border
     assert dict(probe.tried)[probe.c] == probe.validation_accuracy == max(accuracy for _, accuracy in probe.tried)
 
 
