@@ -3,7 +3,9 @@
 import click
 
 import tinkit
+from tinkit import errors
 from tinkit.cli.group import cli, end, only_given, option, table, with_file
+from tinkit.fidelity import NOT_JUDGED
 
 
 @cli.command()
@@ -31,10 +33,7 @@ def evaluate(subject, **given):
 
     settings = with_file("evaluate", only_given(given), EVALUATE)
     result = tinkit.evaluate(subject, **settings)
-    table(
-        ("measure", "teacher", "student", "95 %", "change, 95 %", ""),
-        [_row(measure) for measure in result.measures],
-    )
+    table(("measure", "teacher", "student", "95 %", "change, 95 %"), [_row(measure) for measure in result.measures])
     for note in result.notes:
         click.echo(f"note     {note}")
     for rule in result.budget:
@@ -43,10 +42,15 @@ def evaluate(subject, **given):
     click.echo(f"report   {tinkit.report(result.path).path}")
     if result.budget:
         end(result.verdict, result.title)
+        if result.verdict == NOT_JUDGED:
+            click.get_current_context().exit(errors.EXIT_NO_VERDICT)
 
 
 def _row(measure):
-    interval = " to ".join(f"{bound:.3f}" for bound in measure.interval)
-    change = " to ".join(f"{bound:+.3f}" for bound in measure.change)
+    """Values of one measure; an arrow says which way is better."""
+    ends = [
+        " to ".join(form.format(bound) for bound in bounds)
+        for form, bounds in (("{:.3f}", measure.interval), ("{:+.3f}", measure.change))
+    ]
     teacher = "" if measure.teacher is None else f"{measure.teacher:.3f}"
-    return measure.name, teacher, f"{measure.student:.3f}", interval, change, f"{measure.better} is better"
+    return f"{measure.name} {'↑' if measure.better == 'higher' else '↓'}", teacher, f"{measure.student:.3f}", *ends

@@ -13,7 +13,7 @@ class Measure:
     """`student` is the value of the network under evaluation; `teacher` None where the number is a comparison of the two.
 
     interval: of `student`; change: of student minus teacher, both networks on the same resampled pictures. () where unknown.
-    group: the block that it is from (similarity, labels, ood, corruption, domains, dense). what: one sentence, with the convention.
+    group: its block (similarity, labels, ood, corruption, domains, dense). what: one sentence, with the convention.
     """
 
     name: str

@@ -8,6 +8,7 @@ judged with its own bank. The known pictures must not be in the bank: one that i
 import numpy as np
 
 from tinkit.host.evaluate import roc
+from tinkit.host.evaluate.finite import require_finite
 from tinkit.host.evaluate.measure import HIGHER, LOWER, Measure
 from tinkit.host.evaluate.neighbours import nearest
 
@@ -23,7 +24,7 @@ def ood(bank, known, strange, ks=KS, seed=0, groups=None) -> dict:
 
     groups: {set name: "near" | "far" | ""}. k is cut to the size of the bank. Means are over sets, each set counting once; for
     intervals known and strange pictures are resampled apart, the same pictures for both networks, every k and every set.
-    ValueError for sides of unequal length, no pictures on a side, or rows that are not finite.
+    ValueError for sides of unequal length or without pictures, TinkitError for rows that are not finite.
     """
     groups = {name: (groups or {}).get(name, "") for name in strange}
     _check(bank, known, strange, groups)
@@ -75,6 +76,7 @@ def _check(bank, known, strange, groups):
             raise ValueError(
                 f"{what}: {len(rows['teacher'])} rows of the teacher, {len(rows['student'])} of the student"
             )
+        require_finite({network: rows[network] for network in NETWORKS}, f"the {what} pictures of the OOD question")
     unknown = set(groups.values()) - {"", *GROUPS}
     if unknown:
         raise ValueError(f"no such group: {', '.join(sorted(unknown))}")

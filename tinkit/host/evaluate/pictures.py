@@ -37,6 +37,10 @@ class Sorted:
         """Every picture once, part after part."""
         return [picture for part in PARTS for picture in self.parts[part]]
 
+    def noting(self, note) -> "Sorted":
+        """The same with one more note."""
+        return replace(self, notes=(*self.notes, note))
+
     def rows_of(self, part) -> slice:
         """Where the part's pictures are in `all`."""
         start = sum(len(self.parts[name]) for name in PARTS[: PARTS.index(part)])
@@ -155,7 +159,3 @@ def _split(usable, by_name):
 def _validation_from_bank(parts, by_name):
     inner = _split(parts[BANK], by_name)
     return {BANK: inner[BANK] + inner[VALIDATION], VALIDATION: inner[TEST], TEST: parts[TEST]}
-
-
-def with_notes(pictures: Sorted, *notes) -> Sorted:
-    return replace(pictures, notes=(*pictures.notes, *notes))

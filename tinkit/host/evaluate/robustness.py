@@ -18,6 +18,7 @@ import numpy as np
 from tinkit import files
 from tinkit.host.evaluate.corruption_block import NETWORKS, STUDENT, TEACHER, block
 from tinkit.host.evaluate.corruptions import NAMES, SEVERITIES, corrupt
+from tinkit.host.evaluate.finite import require_finite
 from tinkit.host.evaluate.measure import HIGHER, LOWER, Measure
 from tinkit.host.evaluate.neighbours import nearest, unit_rows
 
@@ -44,12 +45,14 @@ def robustness(
     own classifiers; with `labels_N` these are right or wrong, and without either "found again" is judged. cache: a JSON file
     of finished cells; used again only for the same rows of the clean pictures, labels, clean answers and seed. tick(n): n
     more pictures done, `passes()` times the pictures in all. A picture's corruption depends on seed, corruption, severity
-    and its index alone. ValueError for labels without judge or the other way round, or of another number than pictures.
+    and its index alone. ValueError for labels without judge or the other way round, or of another number than pictures, TinkitError
+    for features that are not finite.
     """
     if (judge is None) != (labels_N is None) or (labels_N is not None and len(labels_N) != len(pictures)):
         raise ValueError("judge and labels go together, one label a picture")
     tick = tick or (lambda pictures: None)
     clean = _embed_all(pictures, embed, tick, lambda picture, index: picture)
+    require_finite(clean, "clean pictures of the corruptions")
     found_again = judge is None
     judge = judge or (
         lambda rows: {network: nearest(clean[network], rows[network], 1)[0][:, 0] for network in NETWORKS}
@@ -62,6 +65,7 @@ def robustness(
         if finished.get(name, severity) is None:
             change = partial(_corrupted, name, severity, seed)
             rows = _embed_all(pictures, embed, tick, change)
+            require_finite(rows, f"{name} at severity {severity}")
             finished.put(name, severity, _cell(rows, clean, judge(rows), labels))
         else:
             tick(len(pictures))

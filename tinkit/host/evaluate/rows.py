@@ -44,6 +44,21 @@ class Rows:
         return {"teacher": self.teacher, "student": self.student}
 
 
+class Squares:
+    """The centred square of each picture at 224 pixels, (224, 224, 3) uint8, decoded when a slice is asked for."""
+
+    def __init__(self, pictures: list[Picture], crop_pct: float):
+        self.pictures, self.crop_pct = pictures, crop_pct
+
+    def __len__(self):
+        return len(self.pictures)
+
+    def __getitem__(self, part: slice) -> list[np.ndarray]:
+        images = [decode(picture.path) for picture in self.pictures[part]]
+        boxes = [centre_box(image.width, image.height, self.crop_pct) for image in images]
+        return [crop(image, box, COMMON_SIZE) for image, box in zip(images, boxes)]
+
+
 @dataclass(frozen=True)
 class Embedder:
     """Teacher, mapping and network, and where their rows are kept."""
@@ -78,15 +93,6 @@ class Embedder:
                 for start in range(0, len(teacher_ND), 4096)
             ]
         return np.concatenate(parts)
-
-    def squares(self, pictures: list[Picture]) -> list[np.ndarray]:
-        """The common square of each picture, (224, 224, 3) uint8: what is corrupted."""
-        found = []
-        for picture in pictures:
-            image = decode(picture.path)
-            box = centre_box(image.width, image.height, self.network.preprocessing.crop_pct)
-            found.append(crop(image, box, COMMON_SIZE))
-        return found
 
     def embed(self, squares: list[np.ndarray]) -> dict[str, np.ndarray]:
         """Rows of squares that are on no disk: each resampled to the two networks' sizes. Nothing is kept."""

@@ -1,0 +1,124 @@
+"""Which picture serves for what: by content, class by class, copies on one side, and a user's own parts kept."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tinkit.errors import TinkitError
+from tinkit.host.evaluate.pictures import BANK, PARTS, TEST, VALIDATION, other_folder, sort_pictures
+
+
+def paint(path, seed):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8)).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number in range(30):
+        paint(tmp_path / "data" / ("cat" if number % 3 else "dog") / f"{number:02}.png", number)
+    return tmp_path / "data"
+
+
+def names(found, part):
+    return [picture.name for picture in found.parts[part]]
+
+
+def test_sixty_twenty_twenty_of_every_class(folder):
+    found = sort_pictures(folder)
+    assert found.classes == ("cat", "dog")
+    assert [np.bincount(found.labels[part]).tolist() for part in PARTS] == [[12, 6], [4, 2], [4, 2]]
+    everything = [name for part in PARTS for name in names(found, part)]
+    assert len(set(everything)) == len(everything) == 30
+    assert [found.all[i].name for i in range(*found.rows_of(TEST).indices(30))] == names(found, TEST)
+    for part in PARTS:
+        assert [found.classes[n] for n in found.labels[part]] == [name.split("/")[0] for name in names(found, part)]
+
+
+def test_the_split_is_by_content_and_copies_stay_together(folder, tmp_path):
+    before = sort_pictures(folder)
+    for number in range(30):
+        name = folder / ("cat" if number % 3 else "dog") / f"{number:02}.png"
+        (name.parent / f"copy-{number:02}.png").write_bytes(name.read_bytes())
+    after = sort_pictures(folder)
+    contents = {part: {picture.content for picture in before.parts[part]} for part in PARTS}
+    assert {part: {picture.content for picture in after.parts[part]} for part in PARTS} == contents
+    assert len(after.all) == 60
+
+
+def test_a_class_of_three_is_in_every_part_and_one_of_one_is_in_the_bank(folder):
+    for number in range(3):
+        paint(folder / "ant" / f"{number}.png", 100 + number)
+    paint(folder / "bee" / "0.png", 200)
+    found = sort_pictures(folder)
+    ant, bee = found.classes.index("ant"), found.classes.index("bee")
+    assert [int((found.labels[part] == ant).sum()) for part in PARTS] == [1, 1, 1]
+    assert [int((found.labels[part] == bee).sum()) for part in PARTS] == [1, 0, 0]
+
+
+def test_own_parts_are_kept_and_a_copy_in_test_is_left_out(tmp_path):
+    for number in range(20):
+        for part, offset in (("train", 0), ("test", 100)):
+            paint(tmp_path / part / ("cat" if number % 2 else "dog") / f"{number}.png", offset + number)
+    paint(tmp_path / "test" / "cat" / "seen.png", 1)  # also in train
+    found = sort_pictures(tmp_path)
+    assert len(found.parts[BANK]) == 16
+    assert len(found.parts[VALIDATION]) == 4
+    assert len(found.parts[TEST]) == 20
+    assert all(name.startswith("test/") for name in names(found, TEST))
+    assert any("left out" in note for note in found.notes)
+    assert any("validation" in note for note in found.notes)
+
+
+def test_own_validation_is_kept(tmp_path):
+    for number in range(6):
+        for part, offset in (("train", 0), ("val", 50), ("test", 100)):
+            paint(tmp_path / part / ("cat" if number % 2 else "dog") / f"{number}.png", offset + number)
+    found = sort_pictures(tmp_path)
+    assert [len(found.parts[part]) for part in PARTS] == [6, 6, 6]
+    assert found.notes == ()
+
+
+def test_one_folder_is_no_label_and_none_asks_for_none(folder, tmp_path):
+    for number in range(8):
+        paint(tmp_path / "plain" / f"{number}.png", number)
+    assert sort_pictures(tmp_path / "plain").classes == ()
+    found = sort_pictures(folder, labels="none")
+    assert found.classes == ()
+    assert found.labels == {}
+    assert [len(found.parts[part]) for part in PARTS] == [18, 6, 6]
+
+
+def test_labels_that_are_asked_for_and_not_there_are_an_error(tmp_path):
+    for number in range(8):
+        paint(tmp_path / f"{number}.png", number)
+    with pytest.raises(TinkitError, match="two classes"):
+        sort_pictures(tmp_path, labels="folders")
+
+
+def test_a_limit_is_drawn_by_content_and_said_of_too_few(folder):
+    found = sort_pictures(folder, limit=10)
+    assert len(found.all) == 10
+    again = {picture.content for picture in sort_pictures(folder, limit=20).all}
+    assert {picture.content for picture in found.all} <= again
+    with pytest.raises(TinkitError, match="too few"):
+        sort_pictures(folder, limit=3)
+
+
+def test_a_domain_has_the_same_classes_and_others_are_left_out(folder, tmp_path):
+    for number in range(6):
+        paint(tmp_path / "art" / ("dog" if number % 2 else "owl") / f"{number}.png", 300 + number)
+    pictures, numbers, root = other_folder(tmp_path / "art", ("cat", "dog"), True)
+    assert [picture.name.split("/")[0] for picture in pictures] == ["dog"] * 3
+    assert numbers.tolist() == [1, 1, 1]
+    assert root == str(tmp_path / "art")
+    with pytest.raises(TinkitError, match="no picture of a known class"):
+        other_folder(tmp_path / "art", ("ant", "bee"), True)
+
+
+def test_strange_pictures_need_no_classes(tmp_path):
+    for number in range(6):
+        paint(tmp_path / f"{number}.png", number)
+    pictures, numbers, _ = other_folder(tmp_path, (), False, limit=4)
+    assert len(pictures) == 4
+    assert set(numbers.tolist()) == {-1}
