@@ -1,5 +1,7 @@
 """Nearest neighbours against scikit-learn, across the borders of chunks, with ties, and with faiss where it is installed."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
@@ -120,6 +122,20 @@ def test_a_memory_map_is_read_as_it_is(tmp_path):
     np.save(tmp_path / "rows.npy", rows)
     mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
     np.testing.assert_array_equal(nearest(mapped, mapped, 4, True)[0], nearest(rows, rows, 4, True)[0])
+
+
+@pytest.mark.usefixtures("_engine")
+def test_memory_is_that_of_chunks(monkeypatch):
+    monkeypatch.setattr(neighbours, "CHUNK", 256)
+    monkeypatch.setattr(neighbours, "BANK", 1024)
+    rows = draw(8, 5000, 4)
+    tracemalloc.start()
+    try:
+        nearest(rows, rows, 3, among_itself=True)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 10e6  # all cosines at once are 100 MB
 
 
 def test_the_engine_says_its_name(monkeypatch):
