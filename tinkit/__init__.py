@@ -16,6 +16,7 @@ _HOMES = {
     "evaluate": "tinkit.host.evaluate.command",
     "select": "tinkit.host.select",
     "head": "tinkit.host.head",
+    "card": "tinkit.host.card",
     "open_bundle": "tinkit.bundle",
     "TinkitError": "tinkit.errors",
 }

@@ -1,5 +1,7 @@
 """`tinkit report`, `tinkit compare` and `tinkit list`: what has been measured, and what there is."""
 
+import os
+
 import click
 
 import tinkit
@@ -10,14 +12,44 @@ from tinkit.cli.group import cli, end, option, table
 @cli.command()
 @click.argument("sources", nargs=-1)
 @option("--out", help="where the page goes  [beside report.json; of several: report-of-N.html here]")
-def report(sources, out):
-    """Write report.html for a report's folder or report.json (default: the newest); of several, latency against fidelity."""
+@click.option("--card", is_flag=True, help="write MODEL_CARD.md and bom.cdx.json (CycloneDX) too, of one source")
+@option("--licence", help="of the model, for the card: Apache-2.0, ...  [unknown]")
+@option("--data-licence", help="of the pictures, for the card  [unknown]")
+def report(sources, out, card, licence, data_licence):
+    """Write report.html for a report or an evaluation, by folder or JSON (default: the newest report); of several reports,
+    latency against fidelity. With --card, SOURCE may also be a run or a bundle."""
+    if (licence or data_licence) and not card:
+        raise click.UsageError("--licence and --data-licence are for the card: add --card")
     if len(sources) > 1:
+        if card:
+            raise click.UsageError("--card is of one source")
         from tinkit.host.report_several import report_several
 
         click.echo(f"report   {report_several(sources, out=out)}")
         return
-    click.echo(f"report   {tinkit.report(sources[0] if sources else None, out=out).path}")
+    source = sources[0] if sources else None
+    if not (card and _is_run_or_bundle(source)):
+        click.echo(f"report   {tinkit.report(source, out=out).path}")
+    if card:
+        _write_card(source, out, licence, data_licence)
+
+
+def _is_run_or_bundle(source):
+    from tinkit.bundle import MANIFEST
+    from tinkit.workspace import RUN_RECORD
+
+    return source is not None and any(os.path.isfile(os.path.join(source, name)) for name in (MANIFEST, RUN_RECORD))
+
+
+def _write_card(source, out, licence, data_licence):
+    from tinkit.host.card import card
+
+    place = os.path.dirname(out) or "." if out and out.endswith(".html") else out
+    found = card(source, out=place, licence=licence, data_licence=data_licence)
+    click.echo(f"card     {found.card}")
+    click.echo(f"bill     {found.bill}")
+    for sentence in found.unknown:
+        click.echo(f"ask      {sentence}")
 
 
 @cli.command()

@@ -19,6 +19,7 @@ from tinkit.host.mapping import Mapping, fit_afterwards
 from tinkit.host.objective import Objective
 from tinkit.host.prepare import Parts
 from tinkit.host.progress import Progress
+from tinkit.host.provenance import listing_sha256
 from tinkit.host.settings import Settings
 from tinkit.host.student import Student
 from tinkit.host.views import normalise_on_device
@@ -152,6 +153,7 @@ def _images(parts: Parts) -> dict:
     return {
         "root": pictures.root,
         "usable": len(pictures.usable),
+        "listing_sha256": listing_sha256(pictures.usable),
         "train": len(parts.train),
         "heldout": len(parts.held_pictures),
         "others": pictures.others,
