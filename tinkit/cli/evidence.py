@@ -1,4 +1,4 @@
-"""`tinkit evaluate`, `tinkit select`, `tinkit head` and `tinkit predict`: what compression did, and what to do with the student."""
+"""`tinkit evaluate`, `select`, `head` and `predict`: what compression did, and what to do with the student."""
 
 import click
 
