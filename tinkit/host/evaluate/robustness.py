@@ -45,8 +45,8 @@ def robustness(
     own classifiers; with `labels_N` these are right or wrong, and without either "found again" is judged. cache: a JSON file
     of finished cells; used again only for the same rows of the clean pictures, labels, clean answers and seed. tick(n): n
     more pictures done, `passes()` times the pictures in all. A picture's corruption depends on seed, corruption, severity
-    and its index alone. ValueError for labels without judge or the other way round, or of another number than pictures, TinkitError
-    for features that are not finite.
+    and its index alone. ValueError for labels without judge or the other way round, or of another number than pictures;
+    TinkitError for features that are not finite.
     """
     if (judge is None) != (labels_N is None) or (labels_N is not None and len(labels_N) != len(pictures)):
         raise ValueError("judge and labels go together, one label a picture")
