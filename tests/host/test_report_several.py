@@ -288,7 +288,10 @@ def test_what_is_of_another_kind_stops_nothing(base, seen):
         bundle={"target": seen, "name": seen, "file_mb": seen},
     )
     odd = replace(odd, latency=[replace(odd.latency[0], intervals={"p95_ms": seen}, conditions={"cuda_graph": seen})])
-    Page(render([odd, one(base, "b", 2.0, 1e-3, energy=2.0)]))
+    page = Page(render([odd, one(base, "b", 2.0, 1e-3, energy=2.0)]))
+    assert "b on a board" in page.text
+    assert len(page.all("circle")) >= 2
+    assert not re.search(r"\b(None|Undefined)\b", page.text)
 
 
 def test_front_by_hand():
