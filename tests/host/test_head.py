@@ -15,13 +15,14 @@ import tinkit
 from tinkit import files
 from tinkit.bundle import open_bundle
 from tinkit.device.predict import predict
-from tinkit.errors import TinkitError
+from tinkit.errors import Interrupted, TinkitError
 from tinkit.fidelity import FAILED, NOT_JUDGED, PASSED
 from tinkit.host.evaluate.rows import Rows
 from tinkit.host.head import head
 from tinkit.host.head_files import put_head, read_head
 from tinkit.host.head_labels import from_labels
 from tinkit.host.run import load_run
+from tinkit.settings_file import EXPORT, read_section
 
 CLASSES = {"blue": (30, 40, 200), "green": (40, 190, 50), "red": (210, 30, 40)}
 
@@ -285,3 +286,27 @@ def test_a_kill_between_the_two_files_leaves_no_half_head(run, colours, tmp_path
     with pytest.raises(KeyboardInterrupt):
         head(run, colours, out=tmp_path, workers=0, quiet=True)
     assert not (tmp_path / "head.json").exists()
+
+
+def test_two_pictures_a_class_of_the_run_s_own_are_enough_and_the_note_tells(run, tmp_path):
+    found = head(run, labels="folders", out=tmp_path, workers=0, quiet=True)
+    assert found.pictures["root"] == run.record["images"]["root"]
+    assert found.pictures["bank"] >= len(found.classes)
+    assert any("the student was trained on most of them" in note for note in found.notes)
+    assert found.evidence["validation"]["pictures"] == found.pictures["validation"] > 0
+
+
+def test_ctrl_c_says_how_to_go_on_and_leaves_no_head(run, colours, tmp_path, monkeypatch):
+    def stopped(*given):
+        raise InterruptedError
+
+    monkeypatch.setattr("tinkit.host.head.Embedder.rows", stopped)
+    with pytest.raises(Interrupted, match="same command"):
+        head(run, colours, out=tmp_path, workers=0, quiet=True)
+    assert not (tmp_path / "head.json").exists()
+
+
+def test_the_settings_file_may_name_the_head_of_an_export(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tinkit.toml").write_text('[export]\nhead = "colours"\n')
+    assert read_section("export", EXPORT) == {"head": "colours"}
