@@ -38,6 +38,7 @@ COLUMNS = {  # measure -> (title, digits, share of the teacher's shown)
     "probe": "linear probe",
     "agreement": "agreement with the teacher",
     "cosine": "cosine to the mapped teacher",
+    "fitted_cosine": "cosine to a mapping fitted afterwards",
     "cosine_difference": "mean abs diff of cosines",
     "spearman": "Spearman of cosines",
     "cka_debiased": "CKA, debiased",
@@ -217,9 +218,9 @@ def styles_table(results):
     rows: dict[str, dict[str, list[float]]] = {}
     for (data_set, method, _), found in results.items():
         if data_set == "pacs" and found["domains"]:
-            for style, seen in found["domains"]["domains"].items():
-                rows.setdefault(method, {}).setdefault(style, []).append(seen["student"])
-                rows.setdefault("teacher", {})[style] = [seen["teacher"]]
+            for seen in found["domains"]["domains"]:
+                rows.setdefault(method, {}).setdefault(seen["name"], []).append(seen["student"])
+                rows.setdefault("teacher", {})[seen["name"]] = [seen["teacher"]]
     if not rows:
         return ""
     styles = list(rows["teacher"])

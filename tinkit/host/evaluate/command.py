@@ -66,7 +66,14 @@ def evaluate(
     mapping, dense = run.mapping(), dense and bundle is None
     if masks and bundle is not None:
         raise TinkitError("A bundle has no local features to hold against masks.", next_step="evaluate its run")
-    given = {"mapping": mapping is not None, "labels": labels != "none", "ood": bool(ood), "domains": bool(domains)}
+    fitted = run.record["method"].get("fitted_afterwards") is not None
+    given = {
+        "some mapping": mapping is not None,
+        "labels": labels != "none",
+        "ood": bool(ood),
+        "domains": bool(domains),
+    }
+    given.update({"mapping": mapping is not None and not fitted, "fitted mapping": mapping is not None and fitted})
     groups = {group_of(entry)[0] for entry in ood}
     given.update(corruptions=corruptions, dense=dense, masks=bool(masks), near="near" in groups, far="far" in groups)
     refuse_what_cannot_be_judged(rules, given)

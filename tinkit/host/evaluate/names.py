@@ -13,8 +13,10 @@ NAMES = {
     **dict.fromkeys(("cosine", "cosine_p1"), (HIGHER, "mapping")),
     "cosine_difference": (LOWER, ""),
     "cosine_difference_mapped": (LOWER, "mapping"),
-    "mapping_variance": (HIGHER, "mapping"),
-    **dict.fromkeys(("mapping_distance", "mapping_cosine_difference"), (LOWER, "mapping")),
+    **dict.fromkeys(("fitted_cosine", "fitted_cosine_p1"), (HIGHER, "fitted mapping")),
+    "fitted_cosine_difference_mapped": (LOWER, "fitted mapping"),
+    "mapping_variance": (HIGHER, "some mapping"),
+    **dict.fromkeys(("mapping_distance", "mapping_cosine_difference"), (LOWER, "some mapping")),
     **dict.fromkeys(("spearman", "cka", "cka_debiased", "overlap@1", "overlap@10", "overlap@50"), (HIGHER, "")),
     **dict.fromkeys(("knn", "probe", "agreement", "probe_agreement"), (HIGHER, "labels")),
     **dict.fromkeys(("ece", "churn"), (LOWER, "labels")),
@@ -29,7 +31,9 @@ NAMES = {
     **dict.fromkeys(("miou", "kmeans_miou"), (HIGHER, "masks")),
 }
 LACKS = {
-    "mapping": "the run has no mapping (its method has none, and none could be fitted)",
+    "mapping": "the run's method trains no mapping; one that was fitted afterwards is measured as fitted_cosine and so on",
+    "fitted mapping": "the run's mapping was trained: leave fitted_ out",
+    "some mapping": "the run has no mapping: its method has none, and none could be fitted",
     "labels": "give labelled pictures: --data FOLDER with class folders, or --labels FILE.csv",
     "ood": "give strange pictures: --ood FOLDER",
     "near": "give strange pictures that are near: --ood near:FOLDER",

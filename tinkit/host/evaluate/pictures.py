@@ -18,7 +18,7 @@ from tinkit.host.labels import FOLDERS, read_labels
 BANK, VALIDATION, TEST = PARTS = ("bank", "validation", "test")
 OWN_PARTS = {"train": BANK, "val": VALIDATION, "valid": VALIDATION, "validation": VALIDATION, "test": TEST}
 SHARES = (0.6, 0.8)  # where validation begins, and test
-FEWEST = 4
+FEWEST = 8
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,9 @@ class Questions:
         """
         asked: dict[str, Callable[[], dict]] = {"similarity": self.similarity}
         if self.embedder.mapping is not None:
-            asked["orthogonality"] = lambda: orthogonality.orthogonality(self.embedder.mapping, self.rows.teacher)
+            asked["orthogonality"] = lambda: orthogonality.orthogonality(
+                self.embedder.mapping, self.rows.teacher, self.seed
+            )
         if self.pictures.classes:
             asked["labels"] = self.labels
         if wanted["ood"]:
