@@ -274,7 +274,7 @@ def measures():
         ("ece", "labels", "Calibration error", 0.05, 0.03, LOWER, (0.01, 0.03), "expected calibration error of the probe"),
         ("auroc", "ood", "AUROC", 0.935, 0.955, "higher", (-0.03, -0.01), "k = 1, mean over sketches, textures"),
         ("fpr95", "ood", "FPR at 95 % recall", 0.105, 0.065, LOWER, (0.02, 0.06), "recall of known pictures"),
-        ("corruption", "corruption", "Accuracy under corruption", 0.61, 0.67, "higher", (-0.08, -0.04), "15 corruptions at 5 severities"),
+        ("corruption", "corruption", "Corrupted accuracy", 0.61, 0.67, "higher", (-0.08, -0.04), "15 corruptions"),
         ("domain", "domains", "Accuracy in other domains", 0.63, 0.71, "higher", (-0.1, -0.06), "mean over 3 other domains"),
     ]  # fmt: skip
     alone = [

@@ -20,6 +20,9 @@ LEAST = 1e-8  # a loss below it is no more than the rounding of float32 answers
 RIGHT_OF_CURVE = 12
 
 
+Point = tuple[float | None, float | None]
+
+
 @dataclass(frozen=True)
 class Loss:
     """One hop in `losses`: 1 - cosine on average and of the worst picture; `limit` of its gate, None without one."""
@@ -104,7 +107,7 @@ def pairs(label, rows: Sequence[Pair], x_title) -> Markup:
 
 def curves(
     label,
-    series: Mapping[str, Sequence[tuple[float, float]]],
+    series: Mapping[str, Sequence[Point]],
     x_title,
     y_title,
     x_ticks: Sequence[float] = (),
@@ -115,7 +118,7 @@ def curves(
 
     told: for each line the words of its points, where "x, y" is not enough.
     """
-    points = [point for line in series.values() for point in line if all(map(known, point))]
+    points = [(x, y) for line in series.values() for x, y in line if known(x) and known(y)]
     ys = [y for _, y in points] or [0.0, 1.0]
     xs = [x for x, _ in points] or [0.0, 1.0]
     x_ticks = [0.0, 0.25, 0.5, 0.75, 1.0] if diagonal else list(x_ticks) or nice_ticks(min(xs), max(xs))
@@ -143,28 +146,34 @@ def curves(
         drawn = [place for place in places if place]
         if drawn:
             ends[name, colour] = drawn[-1][1]
-    if not diagonal:
-        draw.names_at_ends(svg, ends, right + 7, TOP + LINE)
+    if diagonal:
+        ends = {key: high - BOTTOM - LINE * (len(ends) - place) for place, key in enumerate(ends)}
+    draw.names_at_ends(svg, ends, right - 64 if diagonal else right + 7, TOP + LINE, high - BOTTOM - 8)
     return draw.markup(svg)
 
 
-def densities(label, edges: Sequence[float], counts: Mapping[str, Sequence[float]], x_title) -> Markup:
-    """Outlines of histograms over the same edges (one more than counts), each as shares of its own whole."""
+def densities(label, edges: Sequence[float], counts: Mapping[str, Sequence[float]], x_title, ends=()) -> Markup:
+    """Outlines of histograms over the same edges (one more than counts), each as shares of its own whole and named at its
+    top. ends: what the axis reaches from and to, so that several charts can be compared."""
     shares = {name: [value / (sum(line) or 1) for value in line] for name, line in counts.items()}
     top = max((value for line in shares.values() for value in line), default=1.0) or 1.0
     y_ticks = nice_ticks(0, top)
-    x_of, y_of = scale(edges[0], edges[-1], LEFT, WIDTH - 12), scale(0, y_ticks[-1], HEIGHT - BOTTOM, TOP)
+    low, high = ends or (edges[0], edges[-1])
+    x_of, y_of = scale(low, high, LEFT, WIDTH - 12), scale(0, y_ticks[-1], HEIGHT - BOTTOM, TOP + LINE)
     svg = draw.canvas(f"{label}. {_told_densities(edges, shares)}")
     draw.y_axis(svg, y_ticks, y_of, WIDTH - 12, lambda tick: f"{100 * tick:.4g} %")
-    for tick in nice_ticks(edges[0], edges[-1]):
-        if edges[0] <= tick <= edges[-1]:
+    for tick in nice_ticks(low, high, about=6):
+        if low <= tick <= high:
             draw.write(svg, x_of(tick), HEIGHT - BOTTOM + 15, f"{tick:.4g}", "tick", "middle")
     draw.write(svg, (LEFT + WIDTH - 12) / 2, HEIGHT - 4, x_title, "tick", "middle")
-    for number, line in enumerate(shares.values()):
+    for number, (name, line) in enumerate(shares.items(), 2):  # the colours of the networks are s0 and s1
         steps = [(x, y) for i, y in enumerate(line) for x in edges[i : i + 2]]
         outline = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in [(edges[0], 0), *steps, (edges[-1], 0)])
         draw.add(svg, "polygon", points=outline, **{"class": f"area s{number % COLOURS}"})
         draw.polyline(svg, [(x_of(x), y_of(y)) for x, y in steps], f"s{number % COLOURS}")
+        peak = max(range(len(line)), key=line.__getitem__)
+        x = min(max(x_of((edges[peak] + edges[peak + 1]) / 2), LEFT + 24), WIDTH - 40)
+        draw.write(svg, x, y_of(line[peak]) - 5, name, f"name s{number % COLOURS}", "middle")
     for index in range(len(edges) - 1):
         words = ", ".join(f"{name} {100 * line[index]:.3g} %" for name, line in shares.items())
         middle, most = (edges[index] + edges[index + 1]) / 2, max(line[index] for line in shares.values())

@@ -84,8 +84,8 @@ def _reliability(calibration: dict):
 
 def _class(entry: dict) -> dict[str, Any]:
     teacher, student = table(entry.get("teacher")), table(entry.get("student"))
-    recalls = number(teacher.get("recall")), number(student.get("recall"))
-    change = recalls[1] - recalls[0] if None not in recalls else None
+    before, after = number(teacher.get("recall")), number(student.get("recall"))
+    change = after - before if before is not None and after is not None else None
     return {
         "name": text(entry.get("class"), "not recorded"),
         "count": number(entry.get("count")),
@@ -109,5 +109,5 @@ def _confusion(block: dict) -> list[dict[str, Any]]:
             for label, row in zip(classes, block.get("difference") or [])
             for answer, change in zip(classes, row)
         ]
-    changed = [one for one in found if one["change"]]
-    return sorted(changed, key=lambda one: -abs(one["change"]))[:CHANGED]
+    changed = [(abs(number(one["change"]) or 0.0), one) for one in found]
+    return [one for size, one in sorted(changed, key=lambda pair: -pair[0]) if size][:CHANGED]

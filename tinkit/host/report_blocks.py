@@ -51,7 +51,7 @@ def dense_of(block: dict, album: Album) -> dict[str, Any]:
     for entry in tables(block.get("maps"), 8):
         name = text(entry.get("name"))
         points = [_point(one) for one in tables(entry.get("points"), 4)]
-        why = {"lowest": "among the lowest", "sample": "a sample"}.get(entry.get("why"), "")
+        why = {"lowest": "among the lowest", "sample": "a sample"}.get(text(entry.get("why")), "")
         shown.append(
             {
                 "name": name,
@@ -73,7 +73,7 @@ def dense_of(block: dict, album: Album) -> dict[str, Any]:
 def _point(one):
     place = int(one["row"]), int(one["column"])
     return {
-        "why": text(one.get("why")),
+        "why": "where they differ" if "differ" in text(one.get("why")) else text(one.get("why")),
         "correlation": number(one.get("correlation")),
         "low": number(one.get("low")),
         "high": number(one.get("high")),
@@ -88,7 +88,7 @@ def ood_of(block: dict) -> dict[str, Any]:
     told = [(name, f"{name}, k = {k}", table(one.get("k")).get(k)) for name, one in sets.items() for k in ks]
     told += [("", f"mean, k = {k}", table(block.get("mean")).get(k)) for k in ks if len(sets) > 1]
     return {
-        "rank": f"{ks[0]}st" if ks[:1] == ["1"] else f"{ks[0]}th" if ks else "",
+        "rank": "" if ks[:1] in ([], ["1"]) else f"{ks[0]}th ",
         "known": number(block.get("known")),
         "sets": [
             {
@@ -114,12 +114,13 @@ def _cells(values):
 
 def _set_charts(one):
     charts = []
-    for who in NETWORKS:
-        seen = table(table(one.get("histogram")).get(who))
+    scores = {who: table(table(one.get("histogram")).get(who)) for who in NETWORKS}
+    ends = [edge for seen in scores.values() for edge in seen.get("edges") or []]
+    for who, seen in scores.items():
         if seen.get("edges"):
             counts = {"known": seen.get("known") or [], "strange": seen.get("strange") or []}
-            title = f"Scores, {who}"
-            charts.append((title, densities(title, seen["edges"], counts, "cosine to the nearest known picture")))
+            title, axis = f"Scores, {who}", "cosine to the nearest known picture"
+            charts.append((title, densities(title, seen["edges"], counts, axis, (min(ends), max(ends)))))
     lines = {who: [tuple(point) for point in line] for who, line in table(one.get("roc")).items()}
     if lines:
         told = {
@@ -179,6 +180,7 @@ def _by_severity(block, what):
 
 def _corrupted(name, one):
     means = {who: number(table(one.get("mean")).get(who)) for who in NETWORKS}
-    change = means["student"] - means["teacher"] if None not in means.values() else None
+    before, after = means["teacher"], means["student"]
+    change = after - before if before is not None and after is not None else None
     told = {"name": name.replace("_", " "), "group": text(one.get("group")), "change": change, **means}
     return dict(told, relative_error=number(one.get("relative_error")))

@@ -65,7 +65,7 @@ def shown(found: Evaluation) -> dict[str, Any]:
     """Everything that the sections of an evaluation show. Blocks that were not asked for are None."""
     album = Album(text(found.pictures.get("root")))
     return {
-        "numbers": [_answer(*question, found) for question in QUESTIONS],
+        "numbers": [_answer(question, names, how, found) for question, names, how in QUESTIONS],
         "subject": _subject(found),
         "compared": _groups(found, False),
         "beside": _groups(found, True),

@@ -23,7 +23,15 @@ def page_of(template, **contents) -> str:
     page = (
         _environment()
         .get_template(template)
-        .render(not_recorded=NOT_RECORDED, short=short, plus=plus, script=script, script_hash=script_hash, **contents)
+        .render(
+            not_recorded=NOT_RECORDED,
+            short=short,
+            plus=plus,
+            share=share,
+            script=script,
+            script_hash=script_hash,
+            **contents,
+        )
     )
     return page.encode("utf-8", "replace").decode()  # a file name may hold bytes that are no UTF-8
 

@@ -115,16 +115,16 @@ def relative(share) -> str:
     return f"{share:+.1%}".replace("%", "\u2009%") if finite(share) else NOT_RECORDED
 
 
-def plus(change) -> str:
-    """A difference with its sign, to four digits after the point."""
-    if not finite(change):
-        return NOT_RECORDED
-    return f"{change:+.4f}".replace("-", "\u2212")
+def plus(change, digits=3) -> str:
+    """A difference with its sign, so many digits after the point; a minus is as wide as a plus."""
+    return f"{change:+.{digits}f}".replace("-", "\u2212") if finite(change) else NOT_RECORDED
 
 
 def share(value) -> str:
-    """A share (0..1) with three digits, so that a column of them can be read downwards."""
-    return f"{value:.3f}" if finite(value) else NOT_RECORDED
+    """A share with three digits, so that a column can be read downwards; near 1 cut off, for 1.000 means all of it."""
+    if not finite(value):
+        return NOT_RECORDED
+    return cut(value) if 0.999 < value < 1 else f"{value:.3f}".replace("-", "\u2212")
 
 
 def limit_of(entry) -> str:
