@@ -132,6 +132,16 @@ def test_a_learned_mapping_is_turned_back(head, dim, center):
     np.testing.assert_allclose(logits, centred(reference), atol=0.05)
 
 
+def test_a_mean_over_coordinates_that_the_layer_norm_takes_off_goes_to_the_bias():
+    rows, prompts = aligned(level=True)
+    rows = 20 * rows + 3  # all as long as each other, with the same mean
+    mapping = learned(rows, WIDTH, "ln_linear")
+    weight, bias = carried(prompts, mapping, rows)
+    logits = mapped_by(mapping, rows) @ weight.T + bias
+    assert np.ptp(prompts.text.sum(axis=1)) > 0.1  # what is taken off is not the same for all classes
+    np.testing.assert_allclose(logits, centred(teacher_logits(prompts, rows)), atol=0.05)
+
+
 @pytest.mark.parametrize("head", ["linear", "ln_linear"])
 def test_the_affine_parts_are_the_mapping(head):
     rows, _ = aligned()
