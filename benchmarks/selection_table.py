@@ -112,7 +112,8 @@ def write_page(path, summary, titles, text):
     stem = os.path.splitext(path)[0]
     picture = os.path.basename(stem) + ".svg"
     said = "above: budgets at which the mean is above random's on the same pools; surely: the 95 % interval of the difference is."
-    body = f"# Which pictures to label first\n\n`python benchmarks/selection.py FOLDER`\n\n![What the labels bring, against their number]({picture})"
+    head = "# Which pictures to label first\n\n`python benchmarks/selection.py FOLDER`"
+    body = f"{head}\n\n![What the labels bring, against their number]({picture})"
     files.write_text(path, f"{body}\n\n{markdown(summary, titles)}\n\n{said}\n\n{text}\n\n{BY_HAND}{tail or chr(10)}")
     files.write_json(stem + ".json", {"conditions": text, "sets": summary})
     files.write_text(stem + ".svg", chart(summary, titles))
@@ -140,10 +141,13 @@ def _head(width, height, titles, summary):
     dark = [f".c{i}{{stroke:{a}}}.b{i}{{fill:{a};opacity:.2}}" for i, a in enumerate(LIGHT)]
     style = (
         "text{font:11px system-ui,sans-serif;fill:#1d1d1b}.line{fill:none;stroke-width:1.8}.grid{stroke:#d9d7d0}"
-        ".paper{fill:#fdfdfb}" + "".join(lines + bands) + "@media(prefers-color-scheme:dark){text{fill:#e7e5df}"
+        ".paper{fill:#fdfdfb}.soft{opacity:.75}"
+        + "".join(lines + bands)
+        + "@media(prefers-color-scheme:dark){text{fill:#e7e5df}"
         ".grid{stroke:#3a3935}.paper{fill:#171716}" + "".join(dark) + "}"
     )
-    told = f"{', '.join(title for _, title, _ in MEASURES)} against the number of labels, {', '.join(titles[name] for name in summary)}"
+    measures, sets = (", ".join(words) for words in ([title for _, title, _ in MEASURES], map(titles.get, summary)))
+    told = f"{measures} against the number of labels: {sets}"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">'
         f"<title>{escape(told)}</title><style>{style}</style>"
@@ -177,6 +181,7 @@ def _panel(of_set, measure, title):
     for budget in budgets[:: max(1, len(budgets) // 5)]:
         x = place(budget, ticks[0]).split(",")[0]
         yield f'<text x="{x}" y="{low + 16}" text-anchor="middle">{budget}</text>'
+    yield f'<text x="{right}" y="{TOP - 12}" text-anchor="end" class="soft">against labels</text>'
     for index, row in enumerate(DRAWN):
         found = of_set["rows"][row][measure]
         triples = list(zip(budgets, found["mean"], found["sd"]))

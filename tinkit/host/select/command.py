@@ -8,11 +8,13 @@ arXiv 2305.10071.
 import math
 import os
 import time
+from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
 
 from tinkit.errors import Interrupted, TinkitError
-from tinkit.host.images import Pictures, require_folder, scan
+from tinkit.host.images import Picture, Pictures, require_folder, scan
 from tinkit.host.interruption import StopSignal
 from tinkit.host.labels import Labels, read_labels, require_labels
 from tinkit.host.progress import Progress
@@ -21,6 +23,7 @@ from tinkit.host.select import gather, manifold, sheet
 from tinkit.host.select.folder import folder_for, link_name, write_selection
 from tinkit.host.select.points import COSINE, EUCLIDEAN, METRICS, Points, points_of
 from tinkit.host.select.result import Chosen, Selection
+from tinkit.host.store import FeatureStore
 from tinkit.strict import nearest
 
 MAP, FEATURES, NONE = "t-sne", "features", "none"
@@ -66,57 +69,91 @@ def select(
     if labels is not None:
         require_labels(labels)
     store = os.fspath(store or os.path.join(os.path.dirname(out), ".stores"))
+    used = NONE if method == "random" else space
     with Progress(quiet) as progress:
         try:
             with StopSignal() as stop:
                 network = gather.network_of(teacher, run, teacher_weights, teacher_size)
-                pictures = scan(root, strict, progress.counter("reading"), stop)
-                known = None if labels is None else read_labels(labels, list(pictures.usable), root)
-                unique = gather.without_copies(pictures.usable)
-                _check_budget(budget, unique, pictures)
-                _say_pictures(progress, pictures, unique)
-                kept = gather.stored_features(network, unique, store, workers, progress, stop)
-            rows_ND, seen = kept.global_rows(), time.monotonic()
-            settings = {"seed": seed, "metric": metric, "perplexity": perplexity}
-            used = NONE if method == "random" else space
+                found = _look(root, budget, labels, strict, network, store, workers, progress, stop)
+            seen = time.monotonic()
+            map_N2: np.ndarray | None
             if used == MAP:
-                progress.say(f"t-SNE of {len(unique)} pictures: the slow step, kept for the next selection")
-            map_N2 = manifold.kept_map(kept.path, rows_ND, **settings) if used == MAP else None
-            mapped = time.monotonic()
+                progress.say(f"t-SNE of {len(found.unique)} pictures: slow the first time, then kept")
+                made = {"seed": seed, "metric": metric, "perplexity": perplexity}
+                map_N2 = manifold.kept_map(found.store.path, found.rows_ND, **made)
+            else:
+                map_N2 = manifold.flat(found.rows_ND, seed)
         except (InterruptedError, KeyboardInterrupt):
             raise Interrupted(
                 "Stopped; the features so far are kept.", where=store, next_step="the same command goes on from there"
             ) from None
-        features = points_of(rows_ND, metric)
-        points = features if map_N2 is None else points_of(map_N2, EUCLIDEAN)
-        chosen = choosing.choose(points, budget, method, seed)
-        chosen, owner = _ranked(points, chosen, method)
-        quality = {"features": choosing.quality(features, chosen)}
-        if map_N2 is not None:
-            quality["map"] = choosing.quality(points, chosen)
-        shown_N2 = map_N2 if map_N2 is not None else manifold.flat(rows_ND, seed)
-        alike = gather.alike(rows_ND)
+        mapped = time.monotonic()
+        features = points_of(found.rows_ND, metric)
+        on_map = points_of(map_N2, EUCLIDEAN) if used == MAP else None
+        points = features if on_map is None else on_map
+        chosen, owner = _ranked(points, choosing.choose(points, budget, method, seed), method)
+        alike = gather.alike(found.rows_ND)
         selection = Selection(
             path=out,
             root=root,
-            chosen=_chosen(unique, chosen, owner, shown_N2, known),
-            pictures=len(pictures.usable),
-            copies=len(pictures.usable) - len(unique),
+            chosen=_chosen(found, chosen, owner, map_N2),
+            pictures=len(found.pictures.usable),
+            copies=len(found.pictures.usable) - len(found.unique),
             alike=alike,
-            skipped=len(pictures.skipped),
+            skipped=len(found.pictures.skipped),
             features_of={**network.identity, "run": None if run is None else os.path.abspath(os.fspath(run))},
             method=method,
             space=used,
             metric=metric,
             seed=seed,
-            quality=quality,
-            classes={} if known is None else _classes(known, unique, chosen),
-            notes=_notes(alike, used, shown_N2, perplexity, len(unique)),
+            quality={
+                name: choosing.quality(of, chosen) for name, of in (("features", features), ("map", on_map)) if of
+            },
+            classes=_classes(found, chosen),
+            notes=_notes(alike, used, map_N2, perplexity, len(found.unique)),
             seconds={"features": seen - began, "map": mapped - seen, "total": time.monotonic() - began},
         )
-        write_selection(selection, sheet.render(selection, shown_N2, chosen, owner))
+        write_selection(selection, sheet.render(selection, map_N2, chosen, owner))
         progress.say(f"{budget} pictures in {out}")
     return selection
+
+
+@dataclass(frozen=True)
+class Found:
+    """What there is to choose from: all pictures, those without copies, their labels if any, their features (N, D)."""
+
+    pictures: Pictures
+    unique: list[Picture]
+    labels: Labels | None
+    store: FeatureStore
+
+    @property
+    def rows_ND(self) -> np.ndarray:
+        return self.store.global_rows()
+
+    def label(self, index) -> str:
+        """The class of one of the unique pictures; "" where it is not known."""
+        name = self.unique[index].name
+        known = self.labels is not None and name in self.labels.by_name
+        return self.labels.classes[self.labels.by_name[name]] if known and self.labels else ""
+
+
+def _look(root, budget, labels, strict, network, store, workers, progress, stop) -> Found:
+    pictures = scan(root, strict, progress.counter("reading"), stop)
+    known = None if labels is None else read_labels(labels, list(pictures.usable), root)
+    unique = gather.without_copies(pictures.usable)
+    if budget > len(unique):
+        raise TinkitError(
+            "There are fewer pictures than are to be chosen.",
+            where=root,
+            seen=f"{len(unique)} different pictures, --budget {budget}",
+            next_step=f"--budget {len(unique)} or less",
+        )
+    progress.say(
+        f"{len(unique)} pictures, {len(pictures.usable) - len(unique)} exact copies left out, "
+        f"{len(pictures.skipped)} unreadable, {pictures.others} other files"
+    )
+    return Found(pictures, unique, known, gather.stored_features(network, unique, store, workers, progress, stop))
 
 
 def _check(budget, method, space, metric, perplexity, seed):
@@ -144,23 +181,6 @@ WANTED = {
 }
 
 
-def _check_budget(budget, unique, pictures: Pictures):
-    if budget > len(unique):
-        raise TinkitError(
-            "There are fewer pictures than are to be chosen.",
-            where=pictures.root,
-            seen=f"{len(unique)} different pictures, --budget {budget}",
-            next_step=f"--budget {len(unique)} or less",
-        )
-
-
-def _say_pictures(progress, pictures: Pictures, unique):
-    progress.say(
-        f"{len(unique)} pictures, {len(pictures.usable) - len(unique)} exact copies left out, "
-        f"{len(pictures.skipped)} unreadable, {pictures.others} other files"
-    )
-
-
 def _ranked(points: Points, chosen_K, method) -> tuple[np.ndarray, np.ndarray]:
     """(the chosen in the order of labelling, which of them is nearest to each picture (N,))."""
     owner, _ = points.nearest(chosen_K)
@@ -171,47 +191,44 @@ def _ranked(points: Points, chosen_K, method) -> tuple[np.ndarray, np.ndarray]:
     return chosen_K, owner
 
 
-def _chosen(unique, chosen_K, owner_N, map_N2, known: Labels | None) -> list[Chosen]:
+def _chosen(found: Found, chosen_K, owner_N, map_N2) -> list[Chosen]:
     counts = np.bincount(owner_N, minlength=len(chosen_K))
     return [
         Chosen(
             rank=rank,
-            name=unique[index].name,
-            path=unique[index].path,
-            link=link_name(rank, unique[index]),
+            name=found.unique[index].name,
+            path=found.unique[index].path,
+            link=link_name(rank, found.unique[index]),
             stands_for=int(count),
             at=() if map_N2 is None else tuple(map(float, map_N2[index])),
-            label=_label(known, unique[index].name),
+            label=found.label(index),
         )
         for rank, (index, count) in enumerate(zip(chosen_K, counts), 1)
     ]
 
 
-def _label(known: Labels | None, name) -> str:
-    return known.classes[known.by_name[name]] if known is not None and name in known.by_name else ""
-
-
-def _classes(known: Labels, unique, chosen_K) -> dict[str, float]:
-    """Classes among the chosen, in all, and what as many random pictures would find on average (exactly)."""
-    numbers = [known.by_name[picture.name] for picture in unique if picture.name in known.by_name]
-    found = {known.by_name[unique[i].name] for i in chosen_K if unique[i].name in known.by_name}
+def _classes(found: Found, chosen_K) -> dict[str, float]:
+    """Classes among the chosen, in all, and what as many random pictures would find on average; {} without labels."""
+    if found.labels is None:
+        return {}
+    counts = Counter(filter(None, map(found.label, range(len(found.unique)))))
     return {
-        "found": len(found),
-        "of": len(set(numbers)),
-        "random": expected_classes(np.bincount(numbers), len(unique), len(chosen_K)),
+        "found": len({found.label(index) for index in chosen_K} - {""}),
+        "of": len(counts),
+        "random": expected_classes(counts.values(), len(found.unique), len(chosen_K)),
     }
 
 
 def expected_classes(counts_C, pictures: int, drawn: int) -> float:
     """How many classes `drawn` of `pictures`, drawn without putting back, have on average; a picture may have no class."""
     every = math.comb(pictures, drawn)
-    return sum(1 - math.comb(pictures - int(count), drawn) / every for count in counts_C if count)
+    return sum(1 - math.comb(pictures - count, drawn) / every for count in counts_C)
 
 
 def _notes(alike, used, map_N2, perplexity, count) -> list[str]:
     notes = []
     if alike:
-        notes.append(f"{alike} pictures have exactly the features of another one although their bytes differ")
+        notes.append(f"pictures of other bytes with exactly the features of an earlier one: {alike}")
     if used == MAP and manifold.perplexity_for(count, perplexity) < perplexity:
         notes.append(f"perplexity {manifold.perplexity_for(count, perplexity):.3g}: {count} pictures are few")
     if used != MAP and map_N2 is not None:
