@@ -17,6 +17,7 @@ _HOMES = {
     "select": "tinkit.host.select",
     "head": "tinkit.host.head",
     "card": "tinkit.host.card",
+    "predict": "tinkit.device.predict",
     "open_bundle": "tinkit.bundle",
     "TinkitError": "tinkit.errors",
 }

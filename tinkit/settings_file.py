@@ -10,7 +10,7 @@ from tinkit.errors import TinkitError
 from tinkit.strict import nearest, read_toml
 
 SETTINGS_FILE = "tinkit.toml"
-SECTIONS = ("distill", "export", "profile", "evaluate")
+SECTIONS = ("distill", "export", "profile", "evaluate", "select", "head")
 EXPORT = {
     "target": str,
     "out": str,
@@ -37,6 +37,18 @@ EVALUATE = {
     "workers": int,
     "seed": int,
 }
+HEAD = {
+    "data": str,
+    "labels": str,
+    "name": str,
+    "prompts": str,
+    "source": str,
+    "min_agreement": (int, float),
+    "limit": int,
+    "out": str,
+    "workers": int,
+    "seed": int,
+}
 BOARD = {"host": str, "python": str, "ssh_config": str, "board_root": str}  # how a board is reached
 PROFILE = {  # not here: allow_state_change, which must be said every time
     **BOARD,
@@ -53,7 +65,14 @@ PROFILE = {  # not here: allow_state_change, which must be said every time
     "pin_clocks": bool,
     "wait_s": (int, float),
 }
-WORDS = {str: "text in quotes", bool: "true or false", dict: "a table", tuple: "a list", int: "a whole number", (int, float): "a number"}
+WORDS = {
+    str: "text in quotes",
+    bool: "true or false",
+    dict: "a table",
+    tuple: "a list",
+    int: "a whole number",
+    (int, float): "a number",
+}
 
 
 def read_section(section, kinds):

@@ -4,8 +4,7 @@ import click
 
 import tinkit
 from tinkit import errors
-from tinkit.cli.group import cli, end, only_given, option, table, with_file
-from tinkit.fidelity import NOT_JUDGED
+from tinkit.cli.group import cli, end, only_given, option, say, table, with_file
 
 
 @cli.command()
@@ -42,7 +41,7 @@ def evaluate(subject, **given):
     click.echo(f"report   {tinkit.report(result.path).path}")
     if result.budget:
         end(result.verdict, result.title)
-        if result.verdict == NOT_JUDGED:
+        if result.verdict == "not judged":
             click.get_current_context().exit(errors.EXIT_NO_VERDICT)
 
 
@@ -54,3 +53,46 @@ def _row(measure):
     ]
     teacher = "" if measure.teacher is None else f"{measure.teacher:.3f}"
     return f"{measure.name} {'↑' if measure.better == 'higher' else '↓'}", teacher, f"{measure.student:.3f}", *ends
+
+
+@cli.command()
+@click.argument("run", required=False)
+@option("--data", help="labelled pictures, in class folders  [the run's own]")
+@option("--labels", help="folders, or a CSV of path,label  [folders]")
+@option("--name", help="under which the head is kept  [head]")
+@option("--prompts", help="an .npz of class names and their text vectors by the teacher's text tower: a zero-shot head")
+@option("--from", "source", type=click.Choice(["teacher", "student"]), help="whose features it learns on  [the better]")
+@option("--min-agreement", type=float, help="with the teacher's own zero-shot answers, else it is refused  [0.8]")
+@option("--limit", type=int, help="at most so many pictures, drawn by content")
+@option("--out", help="the folder of heads  [RUN/heads]")
+@option("--workers", type=int, help="loader processes  [one for two cores, at most 8]")
+@option("--seed", type=int, help="[0]")
+def head(run, **given):
+    """Fit a linear head for RUN's student on a few labelled pictures; ship it with tinkit export --head NAME.
+
+    Fitted on the mapped teacher's features and on the student's, and kept from where it does better on the student.
+    """
+    from tinkit.settings_file import HEAD
+
+    result = tinkit.head(run, **with_file("head", only_given(given), HEAD))
+    for note in result.notes:
+        click.echo(f"note     {note}")
+    click.echo(f"head     {result.path}")
+    end(result.verdict, result.reason)
+
+
+@cli.command()
+@click.argument("bundle")
+@click.argument("pictures", nargs=-1, required=True)
+@option("--top", type=int, help="so many classes of each picture  [3]")
+@click.option("--json", "as_lines", is_flag=True, help="a line of JSON for each picture")
+@option("--threads", type=int, help="[1]")
+@option("--runtime", type=click.Choice(["onnxruntime", "openvino", "tensorrt"]), help="[the target's own]")
+def predict(bundle, pictures, as_lines, **given):
+    """What BUNDLE says about PICTURES, files or folders: classes where it ships a head. Needs no torch."""
+    from tinkit.device import predict as device
+
+    answers = device.predict(bundle, pictures, say=say, **only_given(given))
+    told = device.as_json if as_lines else device.in_words
+    code = device.show(answers, told, lambda line: click.echo(line, nl=False))
+    click.get_current_context().exit(code)

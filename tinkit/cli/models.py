@@ -90,6 +90,7 @@ def distill(images, out, resume, **given):
 @option("--exam", help="take the exam's pictures from this folder instead of the run's")
 @click.option("--deploy-only", is_flag=True, default=None, help="leave the exam (your pictures) out of the bundle")
 @option("--heal/--no-heal", help="a failed gate sends a few nodes back to higher precision  [heal]")
+@option("--head", help="ship a head of `tinkit head`, by name or the path of its .json")
 @option("--calibration", help="take the pictures for int8 calibration from this folder  [the run's own]")
 @click.option("--check-build", is_flag=True, default=None, help="build it with TensorRT-RTX, without a GPU")
 def export(run, **given):
