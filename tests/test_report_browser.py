@@ -183,6 +183,17 @@ def test_a_chart_tells_its_values_to_the_keyboard_and_to_the_pointer(driver, pag
     assert 0 <= box[0] < box[1] <= DESKTOP
 
 
+def test_axe_finds_what_is_planted(driver, pages, axe):
+    driver.get(pages["plain"])
+    driver.execute_script(
+        "const grey = document.querySelector('main p'); grey.style.color = '#999'; grey.style.background = '#aaa';"
+        "document.querySelector('main').append(new Image())"
+    )
+    found = " ".join(violations(driver, axe))
+    assert "color-contrast" in found
+    assert "image-alt" in found
+
+
 def test_only_our_script_runs(driver, pages):
     driver.get(pages["evaluation"])
     driver.execute_script(

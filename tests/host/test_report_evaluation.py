@@ -283,6 +283,23 @@ def test_an_evaluation_of_another_run_is_never_taken(run, pictures):
         report(folder / "report-small-here", evaluation=path)
 
 
+def test_licences_are_told_where_they_are_declared_and_unknown_where_not(run):
+    text = page_beside(run[0]).text
+    assert "Licences: what the model is made of" in text
+    assert "Model: model.onnx unknown nobody has said under which licence it is given" in text
+    assert "Licences: what the model is made of" not in page_without(run[0])
+    given = {"model": {"file": "m", "licence": {"known": True, "name": "MIT", "source": "the user"}}, "code": []}
+    assert "Model: m MIT the user" in page_beside(run[0], provenance=given).text
+
+
+def page_without(folder):
+    """The report's page when the evaluation is gone."""
+    (folder / "evaluation" / "evaluation.json").rename(folder / "evaluation" / "away")
+    text = page_beside(folder).text
+    (folder / "evaluation" / "away").rename(folder / "evaluation" / "evaluation.json")
+    return text
+
+
 def test_siblings_are_shown_in_one_picture(run):
     folder, facts = run
     assert "No other report of this run" in page_beside(folder).text

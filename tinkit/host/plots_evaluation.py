@@ -50,7 +50,7 @@ def losses(label, hops: Sequence[Loss]) -> Markup:
     high = ROWS_TOP + ROW * len(hops)
     told = "; ".join(f"{hop.name}: mean {hop.mean:.2g}, worst picture {hop.worst:.2g}" for hop in hops)
     svg = draw.canvas(f"{label}. {told}", WIDTH, high + ROWS_BOTTOM, "chart rows")
-    x_of = scale(exponents[0], exponents[-1], SIDE + 4, WIDTH - SIDE - 14)
+    x_of = scale(exponents[0], exponents[-1], SIDE + 14, WIDTH - SIDE - 14)
     for exponent in _thinned(exponents):
         draw.add(svg, "line", x1=x_of(exponent), y1=ROWS_TOP, x2=x_of(exponent), y2=high, **{"class": "grid"})
         draw.write(svg, x_of(exponent), high + 15, draw.power_of_ten(exponent), "tick", "middle")
@@ -64,9 +64,9 @@ def losses(label, hops: Sequence[Loss]) -> Markup:
             x = x_of(math.log10(max(hop.limit, LEAST)))
             told = f"{hop.name}: the gate lets 1 - cosine up to {hop.limit:.2g} pass"
             draw.add(svg, "line", told, x1=x, y1=y - 7, x2=x, y2=y + 7, **{"class": "gate"})
-        draw.add(svg, "circle", f"{hop.name}: mean {hop.mean:.2g}", cx=mean, cy=y, r=4, **{"class": "point hollow"})
+        draw.add(svg, "circle", f"{hop.name}: mean {hop.mean:.2g}", cx=mean, cy=y, r=4, **{"class": "point ring"})
         draw.add(
-            svg, "circle", f"{hop.name}: worst picture {hop.worst:.2g}", cx=worst, cy=y, r=4, **{"class": "point front"}
+            svg, "circle", f"{hop.name}: worst picture {hop.worst:.2g}", cx=worst, cy=y, r=4, **{"class": "point disc"}
         )
     return draw.markup(svg)
 
@@ -78,7 +78,7 @@ def pairs(label, rows: Sequence[Pair], x_title) -> Markup:
     high = ROWS_TOP + ROW * len(rows)
     told = "; ".join(_told_pair(row) for row in rows)
     svg = draw.canvas(f"{label}. {told}", WIDTH, high + ROWS_BOTTOM, "chart rows")
-    x_of = scale(ticks[0], ticks[-1], SIDE + 6, WIDTH - SIDE - 12)
+    x_of = scale(ticks[0], ticks[-1], SIDE + 10, WIDTH - SIDE - 12)
     for tick in ticks:
         draw.add(svg, "line", x1=x_of(tick), y1=ROWS_TOP, x2=x_of(tick), y2=high, **{"class": "grid"})
         draw.write(svg, x_of(tick), high + 15, f"{tick:.5g}", "tick", "middle")

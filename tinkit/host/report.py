@@ -43,25 +43,30 @@ CURVES = (  # title, held-out metrics and their short names, what is better
 )
 
 
-def report(source=None, out=None, evaluation=None) -> Report:
+def report(source=None, out=None, evaluation=None, provenance=None) -> Report:
     """Write report.html from `source` and return its `Report`, whose `path` is the page.
 
     source: a report's folder or report.json, the newest below runs/ when None. out: a folder, or a file ending in .html;
     beside report.json when None. evaluation: evaluation.json or its folder, the one of the same model in the run's folder when
     None. Raises TinkitError for a missing or foreign report and for an evaluation of another run; a missing or damaged
-    bundle is no error, the page says so.
+    bundle is no error, the page says so. provenance: what `tinkit.host.provenance.provenance_of` says; found out here only
+    beside an evaluation, because it needs torch.
     """
     path = find_report(source)
     facts = load_report(path)
     evidence = open_evidence(facts, os.path.dirname(os.path.abspath(path)))
     out = os.fspath(out) if out is not None else os.path.dirname(os.path.abspath(path))
     page = out if out.endswith(".html") else os.path.join(out, PAGE)
-    files.write_text(page, render(facts, evidence, evaluation_of(path, facts, evidence, evaluation), family_of(path)))
+    found = evaluation_of(path, facts, evidence, evaluation)
+    if found is not None and provenance is None:
+        provenance = _provenance(path, facts, evidence)
+    files.write_text(page, render(facts, evidence, found, family_of(path), provenance))
     return replace(facts, path=os.path.abspath(page))
 
 
-def render(facts: Report, evidence: Evidence, evaluation=None, family=None) -> str:
-    """The page as text. evaluation: an `Evaluation` of the same run; family: what `family_of` says of its other reports."""
+def render(facts: Report, evidence: Evidence, evaluation=None, family=None, provenance=None) -> str:
+    """The page as text. evaluation: an `Evaluation` of the same run; family: what `family_of` says of its other reports;
+    provenance: as `report` takes it."""
     ev = None
     if evaluation is not None:
         from tinkit.host import report_evaluation  # it brings torch
@@ -86,6 +91,7 @@ def render(facts: Report, evidence: Evidence, evaluation=None, family=None) -> s
         held=next((hop for hop in facts.chain if hop.hop == HELD_OUT and hop.pictures), None),
         lost=_lost(facts.chain),
         family=family,
+        provenance=provenance,
         doubts=[*doubts_of(facts), *board["throttled"], *board["changed"]],
         precision=precision,
         longest=LONGEST_LIST,
@@ -120,6 +126,15 @@ def evaluation_of(path, facts: Report, evidence: Evidence, wanted=None):
         seen = f"{evaluation.subject.get('run_id')}, the report's bundle is of {run_id}"
         raise TinkitError("The evaluation is of another run than the report.", where=str(wanted), seen=seen)
     return evaluation
+
+
+def _provenance(path, facts: Report, evidence: Evidence):
+    from tinkit.host.report_evaluation import provenance_beside  # it brings torch
+
+    run_id = table(evidence.manifest.get("run")).get("id")
+    return provenance_beside(
+        os.path.dirname(os.path.dirname(os.path.abspath(path))), run_id, evidence.manifest, facts.versions
+    )
 
 
 def family_of(path):

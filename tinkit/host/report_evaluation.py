@@ -14,9 +14,11 @@ from tinkit.fidelity import FAILED
 from tinkit.host import report_answers, report_blocks
 from tinkit.host.evaluate.evaluation import JSON, Evaluation, load_evaluation
 from tinkit.host.evaluate.measure import HIGHER, Measure
+from tinkit.host.provenance import provenance_of
 from tinkit.host.report_album import Album
 from tinkit.host.report_page import page_of
 from tinkit.host.report_text import finite, flat, short, table, text
+from tinkit.workspace import RUN_RECORD
 
 PAGE, TEMPLATE = "evaluation.html", "evaluation.html.j2"
 GROUPS = {
@@ -40,11 +42,12 @@ QUESTIONS = (  # what is asked, the measures that answer it (the first one that 
 PLAIN = ("classes", "skipped")  # of `pictures`: told in words of their own
 
 
-def evaluation_page(source, out=None) -> str:
+def evaluation_page(source, out=None, provenance=None) -> str:
     """Write evaluation.html from `source` (evaluation.json or its folder) and return the page's path.
 
     out: a folder, or a file ending in .html; beside evaluation.json when None. Raises TinkitError for an evaluation that is
-    missing, damaged or of another version. Pictures that are gone are no error, the page says so.
+    missing, damaged or of another version. Pictures that are gone are no error, the page says so. provenance: what
+    `tinkit.host.provenance.provenance_of` says, found out here when None.
     """
     path = os.path.join(source, JSON) if os.path.isdir(source) else os.fspath(source)
     if not os.path.isfile(path):
@@ -52,13 +55,25 @@ def evaluation_page(source, out=None) -> str:
     found = load_evaluation(path)
     out = os.fspath(out) if out is not None else os.path.dirname(os.path.abspath(path))
     page = out if out.endswith(".html") else os.path.join(out, PAGE)
-    files.write_text(page, render(found))
+    folder = os.path.dirname(os.path.dirname(os.path.abspath(path)))
+    told = provenance or provenance_beside(folder, found.subject.get("run_id"), {})
+    files.write_text(page, render(found, told))
     return os.path.abspath(page)
 
 
-def render(found: Evaluation) -> str:
+def render(found: Evaluation, provenance=None) -> str:
     """The page of an evaluation alone, as text."""
-    return page_of(TEMPLATE, ev=shown(found), evaluation=found)
+    return page_of(TEMPLATE, ev=shown(found), evaluation=found, provenance=provenance)
+
+
+def provenance_beside(folder, run_id, manifest, versions=None) -> dict[str, Any]:
+    """`provenance_of` a bundle ({} without one), with the record in the run's folder if it is of the same run."""
+    path = os.path.join(folder, RUN_RECORD)
+    try:
+        record = files.read_json(path, "The run's record") if os.path.isfile(path) else {}
+    except TinkitError:
+        record = {}  # damaged: as good as gone, and `unknown` says so
+    return provenance_of(manifest, record if record.get("id") == run_id else None, versions)
 
 
 def shown(found: Evaluation) -> dict[str, Any]:
