@@ -5,6 +5,7 @@ too), the choice, and a folder with a table, links and a contact sheet. Method a
 arXiv 2305.10071.
 """
 
+import functools
 import math
 import os
 import time
@@ -28,10 +29,7 @@ from tinkit.strict import nearest
 
 MAP, FEATURES, NONE = "t-sne", "features", "none"
 SPACES = (MAP, FEATURES)
-AS_CHOSEN = (
-    "k-centre",
-    "random",
-)  # methods that choose one after the other; for others the order is by what they stand for
+AS_CHOSEN = ("k-centre", "random")  # these choose one after the other; the rest are put in order by what they stand for
 
 
 def select(
@@ -87,35 +85,39 @@ def select(
             raise Interrupted(
                 "Stopped; the features so far are kept.", where=store, next_step="the same command goes on from there"
             ) from None
-        mapped = time.monotonic()
-        features = points_of(found.rows_ND, metric)
-        on_map = points_of(map_N2, EUCLIDEAN) if used == MAP else None
-        points = features if on_map is None else on_map
-        chosen, owner = _ranked(points, choosing.choose(points, budget, method, seed), method)
-        alike = gather.alike(found.rows_ND)
-        selection = Selection(
-            path=out,
-            root=root,
-            chosen=_chosen(found, chosen, owner, map_N2),
-            pictures=len(found.pictures.usable),
-            copies=len(found.pictures.usable) - len(found.unique),
-            alike=alike,
-            skipped=len(found.pictures.skipped),
-            features_of={**network.identity, "run": None if run is None else os.path.abspath(os.fspath(run))},
-            method=method,
-            space=used,
-            metric=metric,
-            seed=seed,
-            quality={
-                name: choosing.quality(of, chosen) for name, of in (("features", features), ("map", on_map)) if of
-            },
-            classes=_classes(found, chosen),
-            notes=_notes(alike, used, map_N2, perplexity, len(found.unique)),
-            seconds={"features": seen - began, "map": mapped - seen, "total": time.monotonic() - began},
-        )
-        write_selection(selection, sheet.render(selection, map_N2, chosen, owner))
+        seconds = {"features": seen - began, "map": time.monotonic() - seen}
+        of = {**network.identity, "run": None if run is None else os.path.abspath(os.fspath(run))}
+        given = {"path": out, "root": root, "features_of": of, "method": method, "space": used, "metric": metric}
+        notes = _notes(found, used, map_N2, perplexity)
+        selection, owner = _choose(found, map_N2, budget, notes=notes, seconds=seconds, seed=seed, **given)
+        seconds["total"] = time.monotonic() - began
+        write_selection(selection, sheet.render(selection, map_N2, owner))
         progress.say(f"{budget} pictures in {out}")
     return selection
+
+
+def _choose(found: "Found", map_N2, budget, *, method, space, metric, seed, **given) -> tuple[Selection, np.ndarray]:
+    """(the selection, which chosen one is nearest to each picture (N,)); nothing is written."""
+    by_space = {"features": points_of(found.rows_ND, metric)}
+    if space == MAP:
+        by_space["map"] = points_of(map_N2, EUCLIDEAN)
+    points = by_space["map" if space == MAP else "features"]
+    chosen, owner = _ranked(points, choosing.choose(points, budget, method, seed), method)
+    selection = Selection(
+        chosen=_chosen(found, chosen, owner, map_N2),
+        pictures=len(found.pictures.usable),
+        copies=len(found.pictures.usable) - len(found.unique),
+        alike=found.alike,
+        skipped=len(found.pictures.skipped),
+        method=method,
+        space=space,
+        metric=metric,
+        seed=seed,
+        quality={name: choosing.quality(of, chosen) for name, of in by_space.items()},
+        classes=_classes(found, chosen),
+        **given,
+    )
+    return selection, owner
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,11 @@ class Found:
     unique: list[Picture]
     labels: Labels | None
     store: FeatureStore
+
+    @functools.cached_property
+    def alike(self) -> int:
+        """Pictures of other bytes with exactly the features of an earlier one."""
+        return gather.alike(self.rows_ND)
 
     @property
     def rows_ND(self) -> np.ndarray:
@@ -225,12 +232,13 @@ def expected_classes(counts_C, pictures: int, drawn: int) -> float:
     return sum(1 - math.comb(pictures - count, drawn) / every for count in counts_C)
 
 
-def _notes(alike, used, map_N2, perplexity, count) -> list[str]:
+def _notes(found: Found, used, map_N2, perplexity) -> list[str]:
     notes = []
-    if alike:
-        notes.append(f"pictures of other bytes with exactly the features of an earlier one: {alike}")
-    if used == MAP and manifold.perplexity_for(count, perplexity) < perplexity:
-        notes.append(f"perplexity {manifold.perplexity_for(count, perplexity):.3g}: {count} pictures are few")
+    if found.alike:
+        notes.append(f"pictures of other bytes with exactly the features of an earlier one: {found.alike}")
+    fitting = manifold.perplexity_for(len(found.unique), perplexity)
+    if used == MAP and fitting < perplexity:
+        notes.append(f"perplexity {fitting:.3g}: {len(found.unique)} pictures are few")
     if used != MAP and map_N2 is not None:
         notes.append("the map shows the two main components of the features, for the eye only")
     return notes

@@ -19,7 +19,7 @@ POINTS = 6000  # pictures that are drawn on the map besides the chosen; more wou
 SIDE, EDGE = 640, 16  # of the map
 
 
-def render(selection: Selection, map_N2, chosen_K, owner_N) -> str:
+def render(selection: Selection, map_N2, owner_N) -> str:
     """The page as text. map_N2: where each picture lies, None without a map; owner_N: its nearest chosen one."""
     shown = [dict(vars(one), data=_thumbnail(one.path)) for one in selection.chosen[:THUMBNAILS]]
     drawn = 0 if map_N2 is None else min(POINTS, len(map_N2))
@@ -28,27 +28,32 @@ def render(selection: Selection, map_N2, chosen_K, owner_N) -> str:
         selection=selection,
         shown=shown,
         rest=selection.chosen[THUMBNAILS:],
-        map=None if map_N2 is None else draw_map(selection, map_N2, chosen_K),
+        map=None if map_N2 is None else draw_map(selection, map_N2),
         drawn=drawn,
         pictures=len(owner_N),
         largest=max(one.stands_for for one in selection.chosen),
     )
 
 
-def draw_map(selection: Selection, map_N2, chosen_K) -> Markup:
+def draw_map(selection: Selection, map_N2) -> Markup:
     """All pictures as small dots (a sample of many), the chosen ones numbered and linked to their thumbnails."""
     low, high = map_N2.min(0), map_N2.max(0)
     size = max(float((high - low).max()), 1e-9)
     width, height = (2 * EDGE + (high - low) / size * (SIDE - 2 * EDGE)).tolist()
-    places = EDGE + (map_N2 - low) / size * (SIDE - 2 * EDGE)
-    places[:, 1] = height - places[:, 1]
-    label = f"Map of {len(map_N2)} pictures, {len(chosen_K)} of them chosen and numbered; the list below tells them"
+
+    def place(at_N2):
+        spots = EDGE + (np.asarray(at_N2) - low) / size * (SIDE - 2 * EDGE)
+        return np.stack([spots[:, 0], height - spots[:, 1]], axis=1)
+
+    label = (
+        f"Map of {len(map_N2)} pictures, {len(selection.chosen)} of them chosen and numbered; the list below tells them"
+    )
     picture = svg.canvas(label, round(width), round(height), "chart map")
     picture.set("role", "group")
-    background = np.random.default_rng(selection.seed).permutation(len(places))[:POINTS]
-    dots = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in places[np.sort(background)])
+    background = np.random.default_rng(selection.seed).permutation(len(map_N2))[:POINTS]
+    dots = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in place(map_N2[np.sort(background)]))
     svg.add(picture, "path", d=dots, **{"class": "all"})
-    for one, (x, y) in reversed(list(zip(selection.chosen, places[chosen_K]))):
+    for one, (x, y) in reversed(list(zip(selection.chosen, place([one.at for one in selection.chosen])))):
         linked = one.rank <= THUMBNAILS
         parent = svg.add(picture, "a", href=f"#p{one.rank}") if linked else picture
         svg.add(
