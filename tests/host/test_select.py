@@ -256,14 +256,14 @@ def test_few_pictures_get_a_smaller_perplexity_and_very_few_no_map(prepared, tmp
     few.mkdir()
     some = gather.without_copies(scan(root).usable)[:7]
     for picture in some[:4]:
-        shutil.copy(picture.path, few)
+        shutil.copy(picture.path, few / f"{picture.content}.jpg")
     with pytest.raises(TinkitError, match="too few pictures for a map"):
         select(few, 2, out=tmp_path / "out", **settings)
     flat = select(few, 2, out=tmp_path / "flat", space="features", **settings)
     assert [one.at for one in flat.chosen] == [(), ()]
     assert not page_of(flat).all("svg")
     for picture in some[4:]:
-        shutil.copy(picture.path, few)
+        shutil.copy(picture.path, few / f"{picture.content}.jpg")
     found = select(few, 2, out=tmp_path / "seven", **settings)
     assert found.notes == ["perplexity 2: 7 pictures are few"]
     with pytest.raises(TinkitError, match="same features"):
