@@ -1,6 +1,6 @@
 """What `tinkit evaluate` costs on 10,000 pictures: the first time, and again when the features are kept.
 
-    python benchmarks/evaluate_cost.py FOLDER_WITH_TARS [--work DIR] [--pictures 10000] [--repeats 3] [--write docs/evaluate-cost.md]
+    python benchmarks/evaluate_cost.py FOLDER_WITH_TARS [--work DIR] [--pictures 10000] [--repeats 3] [--write PAGE]
 
 CIFAR-10's test pictures with their labels, 250 PACS pictures of each style as strange ones; teacher EfficientNet-Lite0 at 96 px
 (width 1280), student mobilenetv3_small_050 at 64 px (384), distilled for one epoch on 640 of the pictures: what is found does not

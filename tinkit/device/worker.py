@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections import deque
 
@@ -93,15 +94,18 @@ def kill_marked(run):
 
     Tools are started in sessions of their own, so that killing the child's group does not reach them; and what is an orphan
     by now no longer has a parent to be found by. A tool that sudo runs has neither our mark nor our user: out of reach.
+    A process that is just becoming another program shows no environment for a moment, so it takes two looks without any.
     """
-    mark = os.fsencode("{}={}".format(MARK, run))
-    for _ in range(10):
+    mark, quiet = os.fsencode("{}={}".format(MARK, run)), 0
+    for _ in range(20):
         found = [pid for pid in _processes() if pid != os.getpid() and mark in _environment_of(pid)]
         for pid in found:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
-        if not found:
+        quiet = 0 if found else quiet + 1
+        if quiet == 2:
             return
+        time.sleep(0.05)
 
 
 def _processes():
