@@ -64,9 +64,9 @@ def losses(label, hops: Sequence[Loss]) -> Markup:
             x = x_of(math.log10(max(hop.limit, LEAST)))
             told = f"{hop.name}: the gate lets 1 - cosine up to {hop.limit:.2g} pass"
             draw.add(svg, "line", told, x1=x, y1=y - 7, x2=x, y2=y + 7, **{"class": "gate"})
-        draw.add(svg, "circle", f"{hop.name}: mean {hop.mean:.2g}", cx=mean, cy=y, r=4, **{"class": "point ring"})
+        draw.add(svg, "circle", f"{hop.name}: mean {hop.mean:.2g}", cx=mean, cy=y, r=4, **{"class": "point mean"})
         draw.add(
-            svg, "circle", f"{hop.name}: worst picture {hop.worst:.2g}", cx=worst, cy=y, r=4, **{"class": "point disc"}
+            svg, "circle", f"{hop.name}: worst picture {hop.worst:.2g}", cx=worst, cy=y, r=4, **{"class": "point worst"}
         )
     return draw.markup(svg)
 
