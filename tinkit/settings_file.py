@@ -37,6 +37,24 @@ EVALUATE = {
     "workers": int,
     "seed": int,
 }
+SELECT = {
+    "images": str,
+    "budget": int,
+    "teacher": str,
+    "teacher_weights": str,
+    "teacher_size": int,
+    "run": str,
+    "method": str,
+    "space": str,
+    "metric": str,
+    "perplexity": (int, float),
+    "labels": str,
+    "seed": int,
+    "store": str,
+    "workers": int,
+    "strict": bool,
+    "out": str,
+}
 HEAD = {
     "data": str,
     "labels": str,

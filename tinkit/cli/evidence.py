@@ -28,6 +28,7 @@ def evaluate(subject, **given):
 
     A budget with a sign is about the change against the teacher, one without about the student's own value.
     """
+    from tinkit.host.report_evaluation import evaluation_page
     from tinkit.settings_file import EVALUATE
 
     settings = with_file("evaluate", only_given(given), EVALUATE)
@@ -38,7 +39,7 @@ def evaluate(subject, **given):
     for rule in result.budget:
         click.echo(f"{rule['verdict']:<10} {rule['rule']}: {rule['reason']}")
     click.echo(f"evidence {result.path}")
-    click.echo(f"report   {tinkit.report(result.path).path}")
+    click.echo(f"report   {evaluation_page(result.path)}")
     if result.budget:
         end(result.verdict, result.title)
         if result.verdict == "not judged":
@@ -53,6 +54,45 @@ def _row(measure):
     ]
     teacher = "" if measure.teacher is None else f"{measure.teacher:.3f}"
     return f"{measure.name} {'↑' if measure.better == 'higher' else '↓'}", teacher, f"{measure.student:.3f}", *ends
+
+
+@cli.command()
+@click.argument("images", required=False)
+@option("--budget", type=int, help="how many pictures to choose")
+@option("--teacher", help="features of this teacher  [efficientnet-lite2]")
+@option("--teacher-weights", help="a local weights file for a timm teacher")
+@option("--teacher-size", type=int, help="pixels the teacher sees  [its own]")
+@option("--run", help="features of this run's student instead")
+@option(
+    "--method",
+    type=click.Choice(["k-medoids", "k-centre", "mini-max", "maxi-min", "random"]),
+    help="how to choose  [k-medoids]",
+)
+@option("--space", type=click.Choice(["t-sne", "features"]), help="choose on a map or on the features  [t-sne]")
+@option("--metric", type=click.Choice(["cosine", "euclidean"]), help="of the features  [cosine]")
+@option("--perplexity", type=float, help="of the map  [40]")
+@option("--labels", help="folders, or a CSV of path,label: only counts the classes that were found")
+@option("--seed", type=int, help="[0]")
+@option("--store", help="folder of the features  [runs/.stores]")
+@option("--workers", type=int, help="loader processes  [one for two cores, at most 8]")
+@option("--strict/--no-strict", help="an unreadable picture is an error  [no: skipped and said]")
+@option("--out", help="a new folder  [runs/selection-TIME]")
+def select(images, **given):
+    """Choose which pictures below IMAGES to label first (Cold PAWS): a CSV, a folder of links and a contact sheet."""
+    from tinkit.settings_file import SELECT
+
+    settings = with_file("select", only_given(given), SELECT)
+    images = images or settings.pop("images", None)
+    settings.pop("images", None)
+    for needed, value in (("IMAGES", images), ("--budget", settings.get("budget"))):
+        if value is None:
+            raise click.UsageError(f"{needed} is missing: tinkit select IMAGES --budget 40")
+    result = tinkit.select(images, **settings)
+    for note in result.notes:
+        click.echo(f"note     {note}")
+    if result.classes:
+        click.echo(f"classes  {result.classes}")
+    click.echo(f"chosen   {result.path}")
 
 
 @cli.command()

@@ -11,27 +11,41 @@ from tinkit.cli.group import cli, end, option, table
 
 @cli.command()
 @click.argument("sources", nargs=-1)
-@option("--out", help="where the page goes  [beside report.json; of several: report-of-N.html here]")
+@option("--out", help="where the page goes  [beside the JSON; of several: report-of-N.html here]")
+@option("--evaluation", help="evaluation.json to show in a report  [the one of the same model in the run's folder]")
 @click.option("--card", is_flag=True, help="write MODEL_CARD.md and bom.cdx.json (CycloneDX) too, of one source")
 @option("--licence", help="of the model, for the card: Apache-2.0, ...  [unknown]")
 @option("--data-licence", help="of the pictures, for the card  [unknown]")
-def report(sources, out, card, licence, data_licence):
-    """Write report.html for a report or an evaluation, by folder or JSON (default: the newest report); of several reports,
-    latency against fidelity. With --card, SOURCE may also be a run or a bundle."""
+def report(sources, out, evaluation, card, licence, data_licence):
+    """Write the page of a report or an evaluation, by folder or JSON (default: the newest report); of several reports, latency
+    against fidelity. With --card, the one source may also be a run or a bundle: then only the card is written."""
     if (licence or data_licence) and not card:
         raise click.UsageError("--licence and --data-licence are for the card: add --card")
     if len(sources) > 1:
-        if card:
-            raise click.UsageError("--card is of one source")
+        if card or evaluation:
+            raise click.UsageError("--card and --evaluation are of one source")
         from tinkit.host.report_several import report_several
 
         click.echo(f"report   {report_several(sources, out=out)}")
         return
     source = sources[0] if sources else None
-    if not (card and _is_run_or_bundle(source)):
-        click.echo(f"report   {tinkit.report(source, out=out).path}")
     if card:
-        _write_card(source, out, licence, data_licence)
+        _write_card(source, out, evaluation, licence, data_licence)
+    if _is_evaluation(source):
+        from tinkit.host.report_evaluation import evaluation_page
+
+        click.echo(f"report   {evaluation_page(source, out)}")
+    elif not (card and _is_run_or_bundle(source)):
+        click.echo(f"report   {tinkit.report(source, out=out, evaluation=evaluation).path}")
+
+
+def _is_evaluation(source):
+    if source is None:
+        return False
+    in_folder = os.path.isfile(os.path.join(source, "evaluation.json"))
+    return os.path.basename(source) == "evaluation.json" or (
+        in_folder and not os.path.exists(os.path.join(source, "report.json"))
+    )
 
 
 def _is_run_or_bundle(source):
@@ -41,11 +55,11 @@ def _is_run_or_bundle(source):
     return source is not None and any(os.path.isfile(os.path.join(source, name)) for name in (MANIFEST, RUN_RECORD))
 
 
-def _write_card(source, out, licence, data_licence):
+def _write_card(source, out, evaluation, licence, data_licence):
     from tinkit.host.card import card
 
     place = os.path.dirname(out) or "." if out and out.endswith(".html") else out
-    found = card(source, out=place, licence=licence, data_licence=data_licence)
+    found = card(source, out=place, licence=licence, data_licence=data_licence, evaluation=evaluation)
     click.echo(f"card     {found.card}")
     click.echo(f"bill     {found.bill}")
     for sentence in found.unknown:

@@ -9,7 +9,7 @@ import numpy as np
 try:
     import faiss
 except ImportError:
-    faiss = None
+    faiss = None  # type: ignore[assignment]
 
 CHUNK, BANK = 1024, 8192  # rows at a time: of the queries and of the bank
 

@@ -44,10 +44,8 @@ class Questions:
         wanted: "ood" and "domains" folders, "corruptions" how many pictures (0: not), "masks" a folder, "dense" whether.
         """
         asked: dict[str, Callable[[], dict]] = {"similarity": self.similarity}
-        if self.embedder.mapping is not None:
-            asked["orthogonality"] = lambda: orthogonality.orthogonality(
-                self.embedder.mapping, self.rows.teacher, self.seed
-            )
+        if (mapping := self.embedder.mapping) is not None:
+            asked["orthogonality"] = lambda: orthogonality.orthogonality(mapping, self.rows.teacher, self.seed)
         if self.pictures.classes:
             asked["labels"] = self.labels
         if wanted["ood"]:
