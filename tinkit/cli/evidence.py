@@ -34,7 +34,7 @@ def evaluate(subject, **given):
     settings = with_file("evaluate", only_given(given), EVALUATE)
     result = tinkit.evaluate(subject, **settings)
     table(("measure", "teacher", "student", "95 %", "change, 95 %"), [_row(measure) for measure in result.measures])
-    for note in result.notes:
+    for note in result.all_notes():
         click.echo(f"note     {note}")
     for rule in result.budget:
         click.echo(f"{rule['verdict']:<10} {rule['rule']}: {rule['reason']}")
@@ -73,7 +73,7 @@ def _row(measure):
 @option("--perplexity", type=float, help="of the map  [40]")
 @option("--labels", help="folders, or a CSV of path,label: only counts the classes that were found")
 @option("--seed", type=int, help="[0]")
-@option("--store", help="folder of the features  [runs/.stores]")
+@option("--store", help="folder of the features  [.stores beside --out]")
 @option("--workers", type=int, help="loader processes  [one for two cores, at most 8]")
 @option("--strict/--no-strict", help="an unreadable picture is an error  [no: skipped and said]")
 @option("--out", help="a new folder  [runs/selection-TIME]")
@@ -91,8 +91,12 @@ def select(images, **given):
     for note in result.notes:
         click.echo(f"note     {note}")
     if result.classes:
-        click.echo(f"classes  {result.classes}")
+        found = result.classes
+        click.echo(
+            f"classes  {found['found']} of {found['of']}; as many random pictures find {found['random']:.1f} on average"
+        )
     click.echo(f"chosen   {result.path}")
+    click.echo(f"sheet    {result.page}")
 
 
 @cli.command()
@@ -114,7 +118,11 @@ def head(run, **given):
     """
     from tinkit.settings_file import HEAD
 
-    result = tinkit.head(run, **with_file("head", only_given(given), HEAD))
+    settings = with_file("head", only_given(given), HEAD)
+    if "from" in settings:  # the file says it as the flag does, and the flag wins
+        settings.setdefault("source", settings.pop("from"))
+    settings.pop("from", None)
+    result = tinkit.head(run, **settings)
     for note in result.notes:
         click.echo(f"note     {note}")
     click.echo(f"head     {result.path}")
@@ -134,5 +142,4 @@ def predict(bundle, pictures, as_lines, **given):
 
     answers = device.predict(bundle, pictures, say=say, **only_given(given))
     told = device.as_json if as_lines else device.in_words
-    code = device.show(answers, told, lambda line: click.echo(line, nl=False))
-    click.get_current_context().exit(code)
+    click.get_current_context().exit(device.show(answers, told))

@@ -138,4 +138,5 @@ def _seen(rule: Rule, measure: Measure):
         return change, interval, f"{measure.title}, change"
     if measure.teacher == 0:
         return None, (), "the teacher's value is 0: no share of it"
-    return change / measure.teacher, tuple(bound / measure.teacher for bound in interval), f"{measure.title}, change"
+    size = abs(measure.teacher)  # what corruption takes may be less than nothing
+    return change / size, tuple(bound / size for bound in interval), f"{measure.title}, change"

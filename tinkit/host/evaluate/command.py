@@ -7,6 +7,8 @@ strange pictures, other domains or masks are asked when these are given.
 
 import os
 import time
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timezone
 
 import numpy as np
@@ -17,13 +19,13 @@ from tinkit import files, workspace
 from tinkit.bundle import MANIFEST, Bundle, open_bundle
 from tinkit.errors import Interrupted, TinkitError
 from tinkit.host.evaluate import budget as budgets
+from tinkit.host.evaluate.asked import Asked, several
 from tinkit.host.evaluate.evaluation import BLOCKS, JSON, Evaluation, folder_of
 from tinkit.host.evaluate.names import refuse_what_cannot_be_judged, refuse_without_labels
 from tinkit.host.evaluate.networks import BundleNetwork, StudentNetwork
-from tinkit.host.evaluate.pictures import PARTS, Sorted, sort_pictures
-from tinkit.host.evaluate.questions import MODULES, Questions, group_of
-from tinkit.host.evaluate.rows import Embedder
-from tinkit.host.images import require_folder
+from tinkit.host.evaluate.pictures import PARTS, Sorted, require_bank_and_test, sort_pictures
+from tinkit.host.evaluate.questions import MODULES, Questions
+from tinkit.host.evaluate.rows import Embedder, gives_local
 from tinkit.host.interruption import StopSignal
 from tinkit.host.progress import Progress
 from tinkit.host.run import Run, load_run
@@ -62,41 +64,34 @@ def evaluate(
     Raises TinkitError for what a user can mend, CannotJudge where the target's runtime is required and missing.
     """
     began, rules = time.monotonic(), budgets.parse(budget or "")
+    if corruptions and corruption_pictures < 1:
+        raise TinkitError("--corruption-pictures is a number from 1 on.", seen=str(corruption_pictures))
+    asked = Asked(
+        data=data,
+        labels=labels,
+        ood=several(ood),
+        domains=several(domains),
+        masks=masks,
+        corruptions=corruption_pictures if corruptions else 0,
+        dense=dense,
+        limit=limit,
+        workers=workers,
+        seed=seed,
+    )
     run, bundle = open_subject(subject)
-    mapping, dense = run.mapping(), dense and bundle is None
-    if masks and bundle is not None:
-        raise TinkitError("A bundle has no local features to hold against masks.", next_step="evaluate its run")
-    fitted = run.record["method"].get("fitted_afterwards") is not None
-    given = {
-        "some mapping": mapping is not None,
-        "labels": labels != "none",
-        "ood": bool(ood),
-        "domains": bool(domains),
-    }
-    given.update({"mapping": mapping is not None and not fitted, "fitted mapping": mapping is not None and fitted})
-    groups = {group_of(entry)[0] for entry in ood}
-    given.update(corruptions=corruptions, dense=dense, masks=bool(masks), near="near" in groups, far="far" in groups)
-    refuse_what_cannot_be_judged(rules, given)
-    for path in (*(group_of(entry)[1] for entry in ood), *domains, *filter(None, (masks,))):
-        require_folder(path)
-    wanted = {"ood": ood, "domains": domains, "masks": masks, "dense": dense}
-    wanted["corruptions"] = corruption_pictures if corruptions else 0
+    if bundle is not None:
+        asked = _without_local(asked, "A bundle has no local features to hold against masks.", "evaluate its run")
+    refuse_what_cannot_be_judged(rules, _given(run, asked))
     folder = os.fspath(out or folder_of(run, bundle))
     with files.folder_lock(folder, "the evaluation's folder"), Progress(quiet) as progress, StopSignal() as stop:
         try:
-            pictures = _pictures(run, data, labels, limit, progress, stop)
+            pictures = _pictures(run, asked, progress, stop)
             if not pictures.classes:
                 refuse_without_labels(rules)
-                _refuse_domains_without_labels(domains, pictures)
-            network = (
-                StudentNetwork(run) if bundle is None else BundleNetwork(bundle, require_target_runtime, progress.say)
-            )
-            try:
-                embedder = _embedder(run, mapping, network, workers, progress, stop)
-                questions = Questions(run, pictures, embedder, folder, limit, seed)
-                blocks = questions.ask(wanted, progress.say)
-            finally:
-                network.close()
+                _refuse_domains_without_labels(asked, pictures)
+            with _opened(run, bundle, require_target_runtime, progress) as network:
+                embedder = _embedder(run, network, asked, progress, stop)
+                questions, blocks = _answers(run, pictures, embedder, folder, asked, rules)
         except InterruptedError:
             raise Interrupted(
                 "Stopped; what was embedded is kept.", where=folder, next_step="the same command goes on from there"
@@ -105,6 +100,45 @@ def evaluate(
         found = _evaluation(run, bundle, questions, blocks, rules)
         files.write_json(found.path, found.to_json())
     return found
+
+
+def _without_local(asked: Asked, why, next_step=None) -> Asked:
+    """The same without what needs local features; TinkitError for masks, which were asked for."""
+    if asked.masks is not None:
+        raise TinkitError(why, next_step=next_step)
+    return replace(asked, dense=False)
+
+
+def _given(run: Run, asked: Asked) -> dict[str, bool]:
+    """What a measure may need -> whether it is there."""
+    mapping, fitted = run.mapping() is not None, run.record["method"].get("fitted_afterwards") is not None
+    return {
+        **asked.needs(),
+        "some mapping": mapping,
+        "mapping": mapping and not fitted,
+        "fitted mapping": mapping and fitted,
+    }
+
+
+@contextmanager
+def _opened(run: Run, bundle: Bundle | None, require_target_runtime, progress: Progress):
+    """The network under evaluation, closed in the end."""
+    network = StudentNetwork(run) if bundle is None else BundleNetwork(bundle, require_target_runtime, progress.say)
+    try:
+        if network.rehearsal:
+            progress.say(network.rehearsal)
+        yield network
+    finally:
+        network.close()
+
+
+def _answers(run: Run, pictures: Sorted, embedder: Embedder, folder, asked: Asked, rules):
+    """(questions, their blocks)."""
+    if not gives_local(embedder.teacher):
+        asked = _without_local(asked, "The teacher gives no local features to hold against masks.")
+        refuse_what_cannot_be_judged(rules, _given(run, asked))
+    questions = Questions(run, pictures, embedder, folder, asked)
+    return questions, questions.ask(embedder.progress.say)
 
 
 def open_subject(subject) -> tuple[Run, Bundle | None]:
@@ -132,21 +166,25 @@ def open_subject(subject) -> tuple[Run, Bundle | None]:
     return run, bundle
 
 
-def _pictures(run: Run, data, labels, limit, progress: Progress, stop) -> Sorted:
+def _pictures(run: Run, asked: Asked, progress: Progress, stop) -> Sorted:
     own = run.record["images"]["root"]
-    root = own if data is None else data
-    if data is None and not os.path.isdir(root):
+    root = own if asked.data is None else asked.data
+    if asked.data is None and not os.path.isdir(root):
         raise TinkitError("The run's pictures are gone.", where=root, next_step="tinkit evaluate --data FOLDER")
-    pictures = sort_pictures(root, labels, limit, progress.counter("reading"), stop)
+    pictures = sort_pictures(root, asked.labels, asked.limit, progress.counter("reading"), stop)
     counted = ", ".join(f"{len(pictures.parts[part])} {part}" for part in PARTS)
     progress.say(f"{len(pictures.all)} pictures ({counted}), {len(pictures.classes) or 'no'} classes")
-    if os.path.realpath(root) == os.path.realpath(own):
+    require_bank_and_test(pictures)
+    if pictures.skipped:
+        pictures = pictures.noting(f"{len(pictures.skipped)} files cannot be read and were skipped; {JSON} names them")
+    ours, theirs = os.path.realpath(own), os.path.realpath(root)
+    if os.path.commonpath([ours, theirs]) in (ours, theirs):  # one holds the other
         pictures = pictures.noting(ITS_OWN)
     return pictures
 
 
-def _refuse_domains_without_labels(domains, pictures: Sorted):
-    if domains:
+def _refuse_domains_without_labels(asked: Asked, pictures: Sorted):
+    if asked.domains:
         raise TinkitError(
             "Domains are compared by a probe, which needs labels.",
             where=pictures.root,
@@ -154,13 +192,11 @@ def _refuse_domains_without_labels(domains, pictures: Sorted):
         )
 
 
-def _embedder(run: Run, mapping, network, workers, progress: Progress, stop) -> Embedder:
-    if network.rehearsal:
-        progress.say(network.rehearsal)
+def _embedder(run: Run, network, asked: Asked, progress: Progress, stop) -> Embedder:
     teacher = run.teacher().to("cuda" if torch.cuda.is_available() else "cpu")
     store = os.path.join(os.path.dirname(os.path.abspath(run.path)), STORE)
-    count = min(8, max(1, (os.cpu_count() or 1) // 2)) if workers is None else workers
-    return Embedder(teacher, mapping, network, store, count, progress, stop)
+    count = min(8, max(1, (os.cpu_count() or 1) // 2)) if asked.workers is None else asked.workers
+    return Embedder(teacher, run.mapping(), network, store, count, progress, stop)
 
 
 def _evaluation(run: Run, bundle: Bundle | None, questions: Questions, blocks, rules) -> Evaluation:
@@ -189,14 +225,14 @@ def _evaluation(run: Run, bundle: Bundle | None, questions: Questions, blocks, r
             "unlabelled": 0 if pictures.classes else len(pictures.all),
             "skipped": [list(entry) for entry in pictures.skipped],
             "classes": list(pictures.classes),
-            "limit": questions.limit,
+            "limit": questions.asked.limit,
         },
         measures=measures,
         budget=[entry.to_json() for entry in judged],
         **{name: blocks.get(name) for name in BLOCKS},
         conditions=_conditions(questions),
         seconds=questions.seconds,
-        notes=[*pictures.notes, *filter(None, (network.rehearsal,))],
+        notes=[*pictures.notes, *questions.notes, *filter(None, (network.rehearsal,))],
         path=os.path.join(questions.folder, JSON),
     )
 

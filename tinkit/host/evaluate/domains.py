@@ -10,8 +10,9 @@ import numpy as np
 
 from tinkit.errors import TinkitError
 from tinkit.host.evaluate.answers import judged
-from tinkit.host.evaluate.labelled import BANK, PARTS, TEST, VALIDATION, check_rows
+from tinkit.host.evaluate.labelled import check_rows
 from tinkit.host.evaluate.measure import Measure
+from tinkit.host.evaluate.pictures import BANK, PARTS, TEST, VALIDATION
 from tinkit.host.evaluate.probe import fit_probe, notes_of, of_probes
 from tinkit.host.evaluate.resampling import LEVEL, RESAMPLES
 

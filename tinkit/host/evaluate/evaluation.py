@@ -44,6 +44,11 @@ class Evaluation:
         """By its name; KeyError when it was not measured."""
         return {measure.name: measure for measure in self.measures}[name]
 
+    def all_notes(self) -> list[str]:
+        """What a reader should know: of the whole, then of each block with its name before it."""
+        blocks = ((name, getattr(self, name) or {}) for name in BLOCKS)
+        return [*self.notes, *(f"{name}: {note}" for name, block in blocks for note in block.get("notes", ()))]
+
     def to_json(self) -> dict[str, Any]:
         return dict(asdict(self), measures=[measure.to_json() for measure in self.measures])
 

@@ -12,13 +12,14 @@ import numpy as np
 
 from tinkit.errors import TinkitError
 from tinkit.host.evaluate import answers, calibration
+from tinkit.host.evaluate.finite import require_finite
 from tinkit.host.evaluate.measure import LOWER, Measure
 from tinkit.host.evaluate.neighbours import nearest
+from tinkit.host.evaluate.pictures import BANK, PARTS, TEST, VALIDATION
 from tinkit.host.evaluate.probe import fit_probe, notes_of, of_probes
 from tinkit.host.evaluate.resampling import interval
 
 K, TEMPERATURE = 10, 0.07
-BANK, VALIDATION, TEST = PARTS = ("bank", "validation", "test")
 CHUNK = 4096
 ECE_RESAMPLES = 500
 
@@ -74,15 +75,7 @@ def check_rows(teacher, student, labels, classes: int, where: str) -> None:
         raise ValueError(f"{where}: {len(teacher)} teacher rows, {len(student)} student rows, {len(labels)} labels")
     if len(labels) and not 0 <= np.min(labels) <= np.max(labels) < classes:
         raise ValueError(f"{where}: labels {np.min(labels)} .. {np.max(labels)} of {classes} classes")
-    for name, rows in (("teacher", teacher), ("network under evaluation", student)):
-        bad = sum(int((~np.isfinite(rows[i : i + CHUNK]).all(axis=1)).sum()) for i in range(0, len(rows), CHUNK))
-        if bad:
-            raise TinkitError(
-                f"The {name} gives features that are not finite.",
-                where=where,
-                seen=f"{bad} of {len(rows)} pictures",
-                next_step="for a bundle: another precision (tinkit export says which nodes overflow)",
-            )
+    require_finite({"teacher": teacher, "student": student}, where)
 
 
 def knn_answers(

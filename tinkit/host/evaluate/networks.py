@@ -14,6 +14,7 @@ from tinkit.bundle import Bundle
 from tinkit.device.runtime import open_runtime
 from tinkit.device.sitting import check_tensors, fill, network_input
 from tinkit.errors import CannotJudge, TinkitError
+from tinkit.host.evaluate.finite import require_finite
 from tinkit.host.features import LOCAL_ONLY, Features
 from tinkit.host.run import STUDENT, Run
 from tinkit.host.views import normalise_on_device
@@ -27,7 +28,7 @@ class StudentNetwork:
     kind, runtime, rehearsal = "student", None, ""
 
     def __init__(self, run: Run):
-        self.student = run.student()
+        self.path, self.student = run.path, run.student()
         self.preprocessing = self.student.spec.preprocessing
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.student.to(self.device).to(memory_format=torch.channels_last)
@@ -45,7 +46,7 @@ class StudentNetwork:
         if "local" not in parts:
             features.local_BLD = None
         features.logits_BC = None
-        return features
+        return _finite(features, self.path)
 
     def close(self):
         """Nothing to let go of."""
@@ -87,7 +88,7 @@ class BundleNetwork:
         }
 
     def features(self, pixels_BCHW, parts=LOCAL_ONLY) -> Features:
-        """uint8 (B,3,S,S) -> float32 `Features`: the output `embedding`, and `local` where the model gives it."""
+        """uint8 (B,3,S,S) -> float32 `Features`: the output `embedding`."""
         pixels, batch = np.ascontiguousarray(pixels_BCHW.permute(0, 2, 3, 1).numpy()), self.bundle.target.batch
         found: dict[str, list[np.ndarray]] = {}
         for start in range(0, len(pixels), batch.max):
@@ -95,8 +96,17 @@ class BundleNetwork:
             for name, answer in self.opened.run(network_input(self.bundle, fill(part, batch.min))).items():
                 found.setdefault(name, []).append(np.asarray(answer[: len(part)], np.float32))
         rows = {name: torch.from_numpy(np.concatenate(answers)) for name, answers in found.items()}
-        return Features(rows["embedding"].flatten(1))
+        return _finite(Features(rows["embedding"].flatten(1)), self.bundle.path)
 
     def close(self):
         """Give the runtime's memory back."""
         self.opened.__exit__(None, None, None)
+
+
+def _finite(features: Features, where) -> Features:
+    """The same; TinkitError when one is NaN or infinite: the store would call it the teacher's."""
+    rows = {"student": features.global_BD.numpy()}
+    if features.local_BLD is not None:
+        rows["student, local"] = features.local_BLD.flatten(1).numpy()
+    require_finite(rows, where)
+    return features

@@ -2,7 +2,7 @@
 
 A labelled folder that has train/ and test/ (and perhaps val/) keeps its own parts. Any other is split by content, class by
 class, 60 : 20 : 20, so that the split is the same on every machine and copies of a picture are always on one side. Without
-labels the same split serves as bank and test.
+labels the same split serves as bank and test. What has no place (no label, no part, two labels) is left out, and a note says so.
 """
 
 import hashlib
@@ -13,12 +13,13 @@ import numpy as np
 
 from tinkit.errors import TinkitError
 from tinkit.host.images import Picture, Pictures, scan
-from tinkit.host.labels import FOLDERS, read_labels
+from tinkit.host.labels import FOLDERS, read_labels, require_labels
 
 BANK, VALIDATION, TEST = PARTS = ("bank", "validation", "test")
 OWN_PARTS = {"train": BANK, "val": VALIDATION, "valid": VALIDATION, "validation": VALIDATION, "test": TEST}
 SHARES = (0.6, 0.8)  # where validation begins, and test
 FEWEST = 8
+NO_LABELS = "none"
 
 
 @dataclass(frozen=True)
@@ -53,19 +54,18 @@ def sort_pictures(root, labels=None, limit=None, tick=None, stop=None) -> Sorted
     limit: at most so many pictures in all, drawn by content. Raises TinkitError for too few pictures, or labels that are asked
     for and not there.
     """
+    if labels not in (None, NO_LABELS):
+        require_labels(labels)
     found = scan(root, tick=tick, stop=stop)
+    notes: list[str] = []
     own = _own_parts(found)
-    by_name, classes = _labels(found, labels, own)
-    usable = [picture for picture in found.usable if not classes or picture.name in by_name]
-    notes = []
-    if len(usable) < len(found.usable):
-        notes.append(f"{len(found.usable) - len(usable)} pictures without a label were left out")
-    usable = draw(usable, limit)
+    by_name, classes = _labels(found, labels, own, notes)
+    usable = draw(_usable(found, by_name, classes, own, notes), limit)
     if len(usable) < FEWEST:
         raise TinkitError(
             "There are too few pictures to evaluate on.", where=found.root, seen=f"{len(usable)}, at least {FEWEST}"
         )
-    parts = _given_parts(usable, own, notes) if own else _split(usable, by_name)
+    parts = _given_parts(usable, notes) if own else _split(usable, by_name)
     if own and not parts[VALIDATION]:
         parts = _validation_from_bank(parts, by_name)
         notes.append("there is no validation part: a fifth of train is used as one")
@@ -73,26 +73,19 @@ def sort_pictures(root, labels=None, limit=None, tick=None, stop=None) -> Sorted
     return Sorted(found.root, parts, numbers, tuple(classes), found.skipped, tuple(notes))
 
 
-def other_folder(
-    root, classes, labelled: bool, limit=None, tick=None, stop=None
-) -> tuple[list[Picture], np.ndarray, str]:
-    """(pictures, class numbers, root) of a further folder: strange pictures (`labelled` False: numbers are -1), or a domain
-    whose class folders must have names among `classes`; pictures of other classes are left out."""
-    found = scan(root, tick=tick, stop=stop)
-    usable = list(found.usable)
-    if not labelled:
-        usable = draw(usable, limit)
-        return usable, np.full(len(usable), -1), found.root
-    number = {name: index for index, name in enumerate(classes)}
-    usable = draw([picture for picture in usable if _folder(picture.name) in number], limit)
-    if not usable:
-        raise TinkitError(
-            "A domain has no picture of a known class.",
-            where=found.root,
-            seen="folders " + ", ".join(sorted({_folder(p.name) for p in found.usable})[:8]),
-            next_step="class folders named as in --data: " + ", ".join(classes[:8]),
-        )
-    return usable, np.array([number[_folder(picture.name)] for picture in usable], np.int64), found.root
+def require_bank_and_test(pictures: Sorted) -> None:
+    """TinkitError when there is nothing to learn from, or nothing to judge on."""
+    if pictures.parts[BANK] and pictures.parts[TEST]:
+        return
+    raise TinkitError(
+        "The pictures leave nothing to judge on."
+        if pictures.parts[BANK]
+        else "The pictures leave nothing to learn from.",
+        where=pictures.root,
+        seen=", ".join(f"{len(pictures.parts[part])} {part}" for part in PARTS)
+        + (f", {len(pictures.classes)} classes" if pictures.classes else ""),
+        next_step="other pictures in test than in train, or three of a class; --labels none where folders are no classes",
+    )
 
 
 def draw(pictures: list[Picture], limit: int | None) -> list[Picture]:
@@ -108,7 +101,8 @@ def _rank(content) -> float:
     return int(hashlib.sha256(f"evaluate/{content}".encode()).hexdigest()[:13], 16) / 16**13
 
 
-def _folder(name):
+def folder_name(name) -> str:
+    """Of the folder that a picture lies in; "" at the top."""
     return os.path.basename(os.path.dirname(name))
 
 
@@ -117,27 +111,54 @@ def _own_parts(found: Pictures) -> bool:
     return {"train", "test"} <= tops <= set(OWN_PARTS)
 
 
-def _labels(found: Pictures, labels, own):
+def _labels(found: Pictures, labels, own, notes):
     """({name: class number}, class names); both empty without labels."""
-    if labels == "none":
+    if labels == NO_LABELS:
         return {}, ()
-    if labels is None:
-        folders = {_folder(picture.name) for picture in found.usable} - {""}
-        if len(folders - (set(OWN_PARTS) if own else set())) < 2:
-            return {}, ()
-    read = read_labels(labels or FOLDERS, list(found.usable), found.root)
+    in_folders = [p for p in found.usable if not own or p.name.count(os.sep) > 1]  # train/ is a part and no class
+    if labels is None and len({folder_name(picture.name) for picture in in_folders} - {""}) < 2:
+        return {}, ()
+    read = read_labels(
+        labels or FOLDERS, list(found.usable if labels not in (None, FOLDERS) else in_folders), found.root
+    )
+    if read.unknown:
+        notes.append(f"{read.unknown} lines of the labels (a header is one) name no usable picture")
     return read.by_name, read.classes
 
 
-def _given_parts(usable, own, notes):
+def _usable(found: Pictures, by_name, classes, own, notes) -> list[Picture]:
+    """The pictures that have a place."""
+    usable = list(found.usable)
+    if own:
+        usable = _kept(usable, lambda picture: os.sep in picture.name, "beside train and test, in no part,", notes)
+    if classes:
+        usable = _kept(usable, lambda picture: picture.name in by_name, "without a label", notes)
+        called: dict[str, set] = {}
+        for picture in usable:
+            called.setdefault(picture.content, set()).add(by_name[picture.name])
+        usable = _kept(usable, lambda picture: len(called[picture.content]) == 1, "with copies in other classes", notes)
+    return usable
+
+
+def _kept(pictures, wanted, which, notes):
+    """Those that are wanted; a note of how many are not, and which these are."""
+    kept = [picture for picture in pictures if wanted(picture)]
+    if len(kept) < len(pictures):
+        notes.append(f"{len(pictures) - len(kept)} pictures {which} were left out")
+    return kept
+
+
+def _given_parts(usable, notes):
     parts: dict[str, list[Picture]] = {part: [] for part in PARTS}
     for picture in usable:
         parts[OWN_PARTS[picture.name.split(os.sep)[0]]].append(picture)
-    seen = {picture.content for part in (BANK, VALIDATION) for picture in parts[part]}
-    fresh = [picture for picture in parts[TEST] if picture.content not in seen]
-    if len(fresh) < len(parts[TEST]):
-        notes.append(f"{len(parts[TEST]) - len(fresh)} test pictures are also in another part and were left out")
-    return {**parts, TEST: fresh}
+    for part, before in ((VALIDATION, (BANK,)), (TEST, (BANK, VALIDATION))):
+        seen = {picture.content for name in before for picture in parts[name]}
+        fresh = [picture.content not in seen for picture in parts[part]]
+        if not all(fresh):
+            notes.append(f"{fresh.count(False)} {part} pictures are also in another part and were left out")
+        parts[part] = [picture for picture, kept in zip(parts[part], fresh) if kept]
+    return parts
 
 
 def _split(usable, by_name):

@@ -38,14 +38,16 @@ def robustness(
     tick: Callable[[int], None] | None = None,
     names: Sequence[str] = NAMES,
     severities: Sequence[int] = SEVERITIES,
+    learnt="",
 ) -> dict:
     """The block "corruption" of clean `pictures`, uint8 (H, W, 3) each (224 pixels is what the parameters are for).
 
     pictures: anything with len and slices. embed: rows of a list of pictures. judge: class numbers (N,) of rows by both networks'
     own classifiers; with `labels_N` these are right or wrong, and without either "found again" is judged. cache: a JSON file
-    of finished cells; used again only for the same rows of the clean pictures, labels, clean answers and seed. tick(n): n
-    more pictures done, `passes()` times the pictures in all. A picture's corruption depends on seed, corruption, severity
-    and its index alone. ValueError for labels without judge or the other way round, or of another number than pictures;
+    of finished cells; used again only for the same rows of the clean pictures, labels, clean answers, seed and `learnt`, a
+    hash of what the judge learned from. tick(n): n more pictures done, `passes()` times the pictures in all. A picture's
+    corruption depends on seed, corruption, severity and its index alone. ValueError for labels without judge or the other
+    way round, or of another number than pictures;
     TinkitError for features that are not finite.
     """
     if (judge is None) != (labels_N is None) or (labels_N is not None and len(labels_N) != len(pictures)):
@@ -59,7 +61,7 @@ def robustness(
     )
     labels = np.arange(len(pictures)) if labels_N is None else np.asarray(labels_N)
     clean_answers = judge(clean)
-    finished = _Finished(cache, clean, labels, clean_answers, seed)
+    finished = _Finished(cache, clean, labels, clean_answers, seed, learnt)
     cells = {}
     for name, severity in itertools.product(names, severities):
         if finished.get(name, severity) is None:
@@ -123,9 +125,9 @@ def _opened(cell, pictures) -> dict:
 class _Finished:
     """The cells that are done, in memory and, with a path, in a file that is written after each."""
 
-    def __init__(self, path, clean, labels, clean_answers, seed):
+    def __init__(self, path, clean, labels, clean_answers, seed, learnt):
         self.path = path
-        identity = {"schema": SCHEMA, "seed": seed, "labels": _hash(labels)}
+        identity = {"schema": SCHEMA, "seed": seed, "labels": _hash(labels), "learnt": learnt}
         for network in NETWORKS:
             identity[network] = {"rows": _hash(clean[network]), "answers": _hash(clean_answers[network])}
         self.content = {"identity": identity, "cells": {}}

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 
 from tinkit.device.pictures import crop, decode
+from tinkit.errors import TinkitError
 from tinkit.host.evaluate.networks import BundleNetwork, StudentNetwork
 from tinkit.host.features import Features
 from tinkit.host.images import Picture
 from tinkit.host.mapping import Mapping
 from tinkit.host.progress import Progress
 from tinkit.host.store import FeatureStore, open_or_build
-from tinkit.host.teacher import Teacher
+from tinkit.host.teacher import Teacher, require_parts
 from tinkit.host.views import EVALUATION, AllViews, ViewPolicy
 from tinkit.pixels import centre_box
 
@@ -129,3 +130,12 @@ class Embedder:
             say=None,
             stop=self.stop,
         )
+
+
+def gives_local(teacher: Teacher) -> bool:
+    """Whether there is a feature for each place of a picture."""
+    try:
+        require_parts(teacher, ("local",))
+    except TinkitError:
+        return False
+    return True
