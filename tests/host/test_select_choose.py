@@ -142,6 +142,19 @@ def test_copies_are_not_chosen_twice_by_number(name, metric):
         assert len(np.unique(rows[choose(points, 3, name, 1)], axis=0)) == 3
 
 
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("name", METHODS)
+def test_pictures_that_are_almost_copies_are_not_chosen_twice_by_number(name, metric):
+    for seed in range(40):
+        random = np.random.default_rng(seed)
+        close = 3e-5 * random.normal(
+            size=(28, 24)
+        )  # their cosines are 1 but for rounding, their sums of distances differ
+        points = points_of((random.normal(size=(3, 24))[np.arange(28) % 3] + close).astype(np.float32), metric)
+        for count in (5, 26):
+            assert len(set(choose(points, count, name, seed).tolist())) == count
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_seed_gives_the_same_choice_and_blocks_do_not_matter(name, monkeypatch):
     for metric, width in SPACES:

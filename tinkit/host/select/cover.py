@@ -53,6 +53,7 @@ def _balls(points, centres):
     owner, distance = points.nearest(centres)
     radius = distance.max()
     for _ in range(ROUNDS):
+        owner[centres] = np.arange(len(centres))  # so that no picture is the middle of two clusters
         moved = np.array([_ball(points, *pair) for pair in zip(members(owner, len(centres)), centres)])
         owner, distance = points.nearest(moved)
         if not distance.max() < radius:

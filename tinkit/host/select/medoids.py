@@ -20,6 +20,7 @@ def k_medoids(points: Points, count: int, seed: int, rounds=ROUNDS) -> np.ndarra
     for _ in range(rounds):
         owner, distance = points.nearest(medoids)
         refill(points, medoids, owner, distance)
+        owner[medoids] = np.arange(count)  # also of two that lie together; so no picture is the middle of two clusters
         clusters = members(owner, count)
         moved = np.array([middle(points, *pair) for pair in zip(clusters, medoids)])
         if np.array_equal(moved, medoids):
