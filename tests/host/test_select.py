@@ -14,11 +14,13 @@ from PIL import Image
 from sklearn.manifold import trustworthiness
 from small_pair import TEACHER, teacher_weights
 
+from tinkit import cli
 from tinkit.errors import Interrupted, TinkitError
 from tinkit.host.images import Picture, scan
 from tinkit.host.labels import read_labels
 from tinkit.host.run import load_run
 from tinkit.host.select import command, folder, gather, manifold, select, sheet
+from tinkit.host.select.points import points_of
 from tinkit.host.select.result import Selection
 
 NASTY = "a\"><script>alert(1)<b>'&.jpg"
@@ -330,3 +332,21 @@ def test_names_that_are_no_utf_8_go_the_whole_road(prepared, tmp_path):
     table = (tmp_path / "out" / "selection.csv").read_bytes()
     assert table.count(b"\xff\x01\n") == 6  # path and link
     assert all(os.path.isfile(tmp_path / "out" / "pictures" / one.link) for one in found.chosen)
+
+
+def test_each_of_two_that_lie_together_stands_for_itself():
+    points = points_of(np.array([[0.0, 0], [0, 0], [1, 0], [9, 0], [9, 1], [9, 2], [8, 0]]), "euclidean")
+    chosen, owner = command._ranked(points, np.array([0, 1, 3]), "k-medoids")
+    assert chosen.tolist() == [3, 0, 1]
+    assert owner.tolist() == [1, 2, 1, 0, 0, 0, 0]
+
+
+def test_the_command_says_what_it_found_in_words(prepared, tmp_path, capsys):
+    root, _, settings = prepared
+    words = [f"--{key.replace('_', '-')}={value}" for key, value in settings.items() if key != "quiet"]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["select", str(root), "--budget", "4", *words, "--labels", "folders", "--out", str(tmp_path / "out")])
+    assert ended.value.code == 0
+    told = capsys.readouterr().out
+    assert re.search(r"classes  \d+ of \d+; as many random pictures find \d+\.\d on average\n", told)
+    assert f"sheet    {tmp_path / 'out' / 'selection.html'}\n" in told

@@ -79,7 +79,7 @@ def require_folder(folder) -> str:
     root = os.path.abspath(os.fspath(folder))
     if not os.path.isdir(root):
         what = "The pictures must be a folder, this is a file." if os.path.exists(root) else "The folder is missing."
-        raise TinkitError(what, where=root, next_step="tinkit distill FOLDER")
+        raise TinkitError(what, where=root, next_step="name a folder that holds pictures, in any depth")
     return root
 
 

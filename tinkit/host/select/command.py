@@ -191,6 +191,7 @@ WANTED = {
 def _ranked(points: Points, chosen_K, method) -> tuple[np.ndarray, np.ndarray]:
     """(the chosen in the order of labelling, which of them is nearest to each picture (N,))."""
     owner, _ = points.nearest(chosen_K)
+    owner[chosen_K] = np.arange(len(chosen_K))  # each stands for itself, also where two lie together
     if method not in AS_CHOSEN:
         order = np.argsort(-np.bincount(owner, minlength=len(chosen_K)), kind="stable")
         chosen_K = chosen_K[order]

@@ -13,7 +13,7 @@ from tinkit.errors import TinkitError, from_os_error
 from tinkit.host.images import Picture
 from tinkit.host.select.result import Selection
 
-TABLE, LINKS, RECORD, PAGE = "selection.csv", "pictures", "selection.json", "selection.html"
+TABLE, LINKS, RECORD = "selection.csv", "pictures", "selection.json"
 COLUMNS = ("path", "label", "rank", "stands_for", "x", "y", "link")
 LONGEST = 200  # bytes of a link's name: with the rank in front it is below what any file system takes
 
@@ -55,7 +55,7 @@ def write_selection(selection: Selection, page: str) -> None:
         raise from_os_error(error, "writing the links") from error
     with files.atomic(os.path.join(selection.path, TABLE)) as partial:
         _write_table(partial, selection)
-    files.write_text(os.path.join(selection.path, PAGE), page)
+    files.write_text(selection.page, page)
     files.write_json(os.path.join(selection.path, RECORD), selection.to_json())
 
 

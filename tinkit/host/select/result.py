@@ -1,9 +1,10 @@
 """What `tinkit select` returns and writes as selection.json: the pictures to label first, and how well they stand for all."""
 
+import os
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-SCHEMA = "tinkit-selection-1"
+SCHEMA, PAGE = "tinkit-selection-1", "selection.html"
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class Selection:
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     schema: str = SCHEMA
+
+    @property
+    def page(self) -> str:
+        """The contact sheet."""
+        return os.path.join(self.path, PAGE)
 
     def to_json(self):
         value = asdict(self)

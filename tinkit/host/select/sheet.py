@@ -59,7 +59,7 @@ def draw_map(selection: Selection, map_N2) -> Markup:
         svg.add(
             parent, "circle", f"{one.rank}: {_plain(one.name)}", cx=float(x), cy=float(y), r=9.0, **{"class": "one"}
         )
-        svg.write(parent, x, y + 3.5, str(one.rank), "rank", "middle")
+        svg.write(parent, x, y, str(one.rank), "rank", "middle")
     return svg.markup(picture)
 
 
