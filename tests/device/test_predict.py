@@ -240,3 +240,34 @@ sys.exit(main({[bundle, str(painted), "--top", "1"]!r}))
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert [line.split()[1] for line in done.stdout.splitlines()] == ["blue", "green", "red"]
+
+
+def test_a_terminal_of_ascii_and_a_named_pipe_stop_nothing(tmp_path, painted):
+    bundle = write_colours(tmp_path, classes=("r\u00f6d", "gr\u00f6n", "bl\u00e5"))
+    os.mkfifo(painted / "pipe.png")
+    command = [sys.executable, "-m", "tinkit.device.predict", bundle, str(painted), "--top", "1"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONIOENCODING": "ascii"}
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    told = {os.path.basename(line.split()[0]): line.split(None, 1)[1] for line in done.stdout.splitlines()}
+    assert told["red.png"].startswith("r\\xf6d ")
+    assert told["pipe.png"] == "not read: this is no file"
+
+
+def test_a_reader_that_has_seen_enough_is_no_crash(bundle, painted):
+    command = [sys.executable, "-m", "tinkit.device.predict", bundle, *[str(painted)] * 20]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert "blue" in running.stdout.readline()
+        running.stdout.close()
+        assert running.stderr.read() == ""
+    assert running.returncode == 1
+
+
+def test_ctrl_c_is_told_in_a_word(bundle, painted, monkeypatch, capsys):
+    def stopped(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predicts, "show", stopped)
+    assert main([bundle, str(painted)]) == 130
+    assert capsys.readouterr().err == "Stopped.\n"

@@ -18,7 +18,7 @@ import numpy as np
 from tinkit.bundle import Bundle, open_bundle
 from tinkit.device import pictures, sitting
 from tinkit.device.runtime import open_runtime
-from tinkit.errors import EXIT_OK, EXIT_USER, TinkitError
+from tinkit.errors import EXIT_OK, EXIT_USER, Interrupted, TinkitError
 
 BATCH = 16  # pictures decoded at a time, where the target takes so many
 RUNTIMES = ("onnxruntime", "openvino", "tensorrt")
@@ -109,8 +109,8 @@ def _answers(bundle, paths, top, names, threads, kind, say):
 
 def _look(path, bundle):
     """(pixels as the model takes them, "") of a picture, or (None, why there are none)."""
-    if not os.path.exists(path):
-        return None, "there is no such file"
+    if not os.path.isfile(path):  # a named pipe would be waited for
+        return None, "this is no file" if os.path.exists(path) else "there is no such file"
     try:
         if bundle.target.frame:
             return pictures.frame_pixels(path, bundle.target.frame), ""
@@ -184,18 +184,26 @@ def main(argv=None):
     given = parser.parse_args(argv)
     try:
         answers = predict(given.bundle, given.pictures, given.top, given.threads, given.runtime)
-        return show(answers, as_json if given.json else in_words, sys.stdout.write)
+        return show(answers, as_json if given.json else in_words)
     except TinkitError as error:
         sys.stderr.write("{}\n".format(error))
         return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("Stopped.\n")
+        return Interrupted.exit_code
+    except BrokenPipeError:  # `| head` has seen enough; what Python would flush at its end has no reader either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_USER
 
 
-def show(answers, told, write):
-    """Write each answer as soon as it is there, one line each by `told`; returns the exit code."""
+def show(answers, told):
+    """Print each answer as soon as it is there, one line each by `told`; returns the exit code."""
     unread = 0
     for answer in answers:
         unread += bool(answer.error)
-        write(told(answer) + "\n")
+        encoding = sys.stdout.encoding or "ascii"  # a board's may be ASCII, and a class name is not
+        sys.stdout.write(told(answer).encode(encoding, "backslashreplace").decode(encoding) + "\n")
+        sys.stdout.flush()
     return EXIT_USER if unread else EXIT_OK
 
 
