@@ -60,7 +60,7 @@ HEAD = {
     "labels": str,
     "name": str,
     "prompts": str,
-    "source": str,
+    "from": str,
     "min_agreement": (int, float),
     "limit": int,
     "out": str,
@@ -136,7 +136,7 @@ def _check(section, name, value, kinds):
             seen=name,
             next_step=nearest(name, kinds),
         )
-    if not isinstance(value, kinds[name]):
+    if not isinstance(value, kinds[name]) or (isinstance(value, bool) and kinds[name] not in (bool, object)):
         raise TinkitError(
             "A value of the settings file has the wrong type.",
             where=SETTINGS_FILE,

@@ -12,7 +12,7 @@ from PIL import Image
 from small_pair import SMALL, teacher_weights
 
 import tinkit
-from tinkit import files
+from tinkit import cli, files
 from tinkit.bundle import open_bundle
 from tinkit.device.predict import predict
 from tinkit.errors import Interrupted, TinkitError
@@ -22,7 +22,7 @@ from tinkit.host.head import head
 from tinkit.host.head_files import put_head, read_head
 from tinkit.host.head_labels import from_labels
 from tinkit.host.run import load_run
-from tinkit.settings_file import EXPORT, read_section
+from tinkit.settings_file import EXPORT, HEAD, read_section
 
 CLASSES = {"blue": (30, 40, 200), "green": (40, 190, 50), "red": (210, 30, 40)}
 
@@ -310,3 +310,31 @@ def test_the_settings_file_may_name_the_head_of_an_export(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tinkit.toml").write_text('[export]\nhead = "colours"\n')
     assert read_section("export", EXPORT) == {"head": "colours"}
+
+
+@pytest.mark.parametrize(("flags", "source"), [([], "teacher"), (["--from", "student"], "student")])
+def test_the_settings_file_says_from_as_the_flag_does_and_the_reason_is_told_once(
+    run, colours, tmp_path, monkeypatch, capsys, flags, source
+):
+    monkeypatch.chdir(tmp_path)
+    Path("tinkit.toml").write_text(f'[head]\nfrom = "teacher"\nworkers = 0\ndata = "{colours}"\n')
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["head", run.path, "--out", str(tmp_path / "heads"), *flags])
+    assert ended.value.code == 0
+    told = capsys.readouterr()
+    assert files.read_json(tmp_path / "heads" / "head.json", "It")["source"] == source
+    assert (told.out + told.err).count("is kept (--from)") == 1
+
+
+def test_a_truth_value_is_no_number_in_the_settings_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("tinkit.toml").write_text("[head]\nlimit = true\n")
+    with pytest.raises(TinkitError, match=r"(?s)wrong type.*a whole number"):
+        read_section("head", HEAD)
+
+
+def test_prompts_on_copies_of_one_picture_are_refused(run, colours, tmp_path):
+    for number in range(9):
+        (tmp_path / f"{number}.png").write_bytes((colours / "red" / "0.png").read_bytes())
+    with pytest.raises(TinkitError, match="too few different pictures"):
+        head(run, tmp_path, prompts=prompts_for(run, colours, tmp_path / "p.npz"), workers=0, quiet=True)

@@ -89,6 +89,9 @@ def head(
         try:
             tick = progress.counter("reading")
             pictures = sort_pictures(root, "none" if found else labels or FOLDERS, limit, tick, stop)
+            if found and len(pictures.parts[BANK]) == len(pictures.all):
+                raise TinkitError("There are too few different pictures to judge a head on.", where=root,
+                                  seen="all have the content of one", next_step="--data FOLDER with others")  # fmt: skip
             rows = _rows(opened, pictures, workers, progress, stop)
         except InterruptedError:
             raise Interrupted(
@@ -110,9 +113,6 @@ def head(
             "notes": [*pictures.notes, *_notes(opened, root), *fitted.notes],
         }
         path, weights = write_head(folder, name, fitted, {**_made(opened, seed), **told})
-        for note in told["notes"]:
-            progress.say(f"note: {note}")
-        progress.say(f"{fitted.verdict}: {fitted.reason}")
     return HeadResult(run=opened.path, name=name, path=path, weights=weights, seconds=time.monotonic() - began, **told)
 
 
