@@ -7,14 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image
 from small_pair import SMALL, teacher_weights
+from test_onnx_teacher import write_onnx
 
 import tinkit
 from tinkit import cli, files
 from tinkit.errors import TinkitError
 from tinkit.fidelity import FAILED, NOT_JUDGED, PASSED
+from tinkit.host.evaluate import networks
 from tinkit.host.evaluate.evaluation import find_evaluation, load_evaluation
 from tinkit.host.evaluate.names import NAMES
 from tinkit.host.evaluate.questions import MODULES
+from tinkit.host.evaluate.rows import Embedder
 
 CLASSES = 3
 
@@ -156,6 +159,15 @@ def test_a_target_without_its_runtime_is_a_rehearsal_and_says_so(place):
         ({"data": "nowhere"}, "nowhere"),
         ({"limit": 2}, "at least"),
         ({"labels": "nothing.csv"}, "nothing.csv"),
+        ({"limit": -5}, "--limit is a number from 1 on"),
+        ({"workers": -1}, "--workers"),
+        ({"seed": -1}, "--seed"),
+        ({"corruptions": True, "corruption_pictures": 0}, "--corruption-pictures"),
+        ({"ood": [7]}, "A folder is a text"),
+        ({"ood": "nowhere"}, "The folder of --ood is missing"),
+        ({"masks": "runs/tiny/run.json"}, "The folder of --masks is a file"),
+        ({"ood": ["data"]}, "is in --data too"),
+        ({"domains": ["data"]}, "is in --data too"),
     ],
 )
 def test_a_mistake_is_told(place, monkeypatch, options, told):
@@ -165,6 +177,57 @@ def test_a_mistake_is_told(place, monkeypatch, options, told):
             place / "runs" / "tiny", **{"data": "data", "out": place / "x", "workers": 0, "quiet": True, **options}
         )
     assert told in str(error.value)
+
+
+def test_a_wrong_folder_is_told_before_the_work(place, monkeypatch):
+    monkeypatch.setattr(Embedder, "rows", lambda *arguments: pytest.fail("the work began"))
+    for options in ({"domains": [place / "noise"]}, {"masks": place / "noise"}, {"ood": [place / "data"]}):
+        with pytest.raises(TinkitError):
+            tinkit.evaluate(
+                place / "runs" / "tiny", data=place / "data", out=place / "x", workers=0, quiet=True, **options
+            )
+
+
+def test_a_bundle_that_overflows_is_named_and_not_the_teacher(place, monkeypatch):
+    real = networks.BundleNetwork._answers
+
+    def overflow(network, pixels):
+        rows = real(network, pixels)
+        rows["embedding"][0, 0] = np.nan
+        return rows
+
+    bundle = tinkit.export(place / "runs" / "tiny", target="onnx-fp32").bundle
+    monkeypatch.setattr(networks.BundleNetwork, "_answers", overflow)
+    fresh = place / "fresh"
+    shutil.copytree(place / "noise", fresh)
+    Image.new("RGB", (64, 64), "red").save(fresh / "red.png")
+    with pytest.raises(TinkitError, match="network under evaluation gives features that are not finite") as error:
+        tinkit.evaluate(bundle, data=fresh, out=place / "x", workers=0, quiet=True)
+    assert error.value.where == bundle
+
+
+def test_a_teacher_without_local_features_is_asked_for_none(photos, tmp_path):
+    write_onnx(tmp_path / "teacher.onnx", outputs=("embedding",))
+    run = tmp_path / "runs" / "flat"
+    tinkit.distill(
+        photos, out=run, **{**SMALL, "teacher": str(tmp_path / "teacher.onnx"), "teacher_size": 32, "method": "mse"}
+    )
+    found = tinkit.evaluate(run, workers=0, quiet=True)
+    assert found.dense is None
+    assert found.similarity
+    for options in ({"masks": photos}, {"budget": "map_correlation>0.5"}):
+        with pytest.raises(TinkitError, match=r"local features|not measured"):
+            tinkit.evaluate(run, workers=0, quiet=True, **options)
+
+
+def test_notes_of_blocks_are_on_the_screen(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    arguments = ["evaluate", "--data", "data", "--ood", "noise", "--no-dense", "--workers", "0", "--out", "notes"]
+    with pytest.raises(SystemExit):
+        cli.main(arguments)
+    said = capsys.readouterr().out
+    assert "ood: k = 50 is more than the" in said
+    assert "test pictures are few" in said
 
 
 def test_a_bundle_away_from_its_run_is_told(place, tmp_path):

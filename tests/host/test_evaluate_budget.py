@@ -64,6 +64,15 @@ def test_a_change_of_what_has_no_teacher_is_not_judged():
     assert "without a sign" in found.reason
 
 
+def test_a_share_of_less_than_nothing_keeps_its_side():
+    """A teacher that gains by corruption: a student that loses more is worse by 50 %, not better."""
+    gap = Measure("corruption_gap", "corruption", "gap", -0.01, -0.02, "lower", (-0.02, 0.0), (0.0, 0.02))
+    (found,) = judge(parse("corruption_gap<+10%"), [gap])
+    assert found.verdict == FAILED
+    assert found.seen == pytest.approx(0.5)
+    assert "+0.00% to +100.00%" in found.reason
+
+
 @pytest.mark.parametrize(
     "text", ["auroc", "auroc>", ">0.9", "auroc=0.9", "auroc>x", "auroc>5%", "auroc>--1", "auroc>0.9 or so"]
 )

@@ -159,12 +159,21 @@ def test_lines_of_labels_that_fit_nothing_are_said(folder, tmp_path):
 def test_nothing_to_judge_on_is_said_before_the_work(tmp_path):
     for number in range(9):
         paint(tmp_path / str(number) / "one.png", number)
-    found = sort_pictures(tmp_path)  # a head may still be fitted
+    found = sort_pictures(tmp_path, labels="folders")  # a head may still be fitted
     with pytest.raises(TinkitError, match="nothing to judge on") as error:
         require_bank_and_test(found)
     assert "--labels none" in str(error.value)
     assert "9 bank, 0 validation, 0 test, 9 classes" in str(error.value)
-    require_bank_and_test(sort_pictures(tmp_path, labels="none"))
+
+
+def test_folders_of_few_pictures_are_not_taken_for_classes_unasked(tmp_path):
+    for number in range(16):
+        paint(tmp_path / str(number // 2) / f"{number}.png", number)
+    found = sort_pictures(tmp_path)
+    assert found.classes == ()
+    assert found.labels == {}
+    assert any("not taken for classes" in note for note in found.notes)
+    require_bank_and_test(found)
 
 
 def others(entries, known, labelled, limit=None):

@@ -213,6 +213,7 @@ def test_finished_cells_of_something_else_are_not_used(pictures, tmp_path):
     first = robustness(pictures, counted(embed), by_colour, LABELS, cache, names=("contrast",))
     for arguments in (
         {"embed": another}, {"labels_N": LABELS[::-1]}, {"judge": other_way}, {"seed": 1}, {"judge": None, "labels_N": None},
+        {"learnt": "another bank that gives the same clean answers"},
     ):  # fmt: skip
         robustness(pictures, embed, by_colour, LABELS, cache, names=("contrast",))
         count.clear()

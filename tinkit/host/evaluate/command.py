@@ -23,7 +23,7 @@ from tinkit.host.evaluate.asked import Asked, several
 from tinkit.host.evaluate.evaluation import BLOCKS, JSON, Evaluation, folder_of
 from tinkit.host.evaluate.names import refuse_what_cannot_be_judged, refuse_without_labels
 from tinkit.host.evaluate.networks import BundleNetwork, StudentNetwork
-from tinkit.host.evaluate.pictures import PARTS, Sorted, require_bank_and_test, sort_pictures
+from tinkit.host.evaluate.pictures import PARTS, TEST, Sorted, require_bank_and_test, sort_pictures
 from tinkit.host.evaluate.questions import MODULES, Questions
 from tinkit.host.evaluate.rows import Embedder, gives_local
 from tinkit.host.interruption import StopSignal
@@ -32,6 +32,10 @@ from tinkit.host.run import Run, load_run
 
 STORE = ".stores"
 CORRUPTED_PICTURES = 200
+FEW = 100
+FEW_TO_JUDGE = (
+    "{0} test pictures are few: an interval without width means that all were alike, and 3 in {0} others may not be"
+)
 ITS_OWN = "these are the pictures that the student was distilled on: others judge it more strictly"
 
 
@@ -80,7 +84,9 @@ def evaluate(
     )
     run, bundle = open_subject(subject)
     if bundle is not None:
-        asked = _without_local(asked, "A bundle has no local features to hold against masks.", "evaluate its run")
+        asked = _without_local(
+            asked, "Masks are held against the local features of a run's student, not of a bundle.", "evaluate its run"
+        )
     refuse_what_cannot_be_judged(rules, _given(run, asked))
     folder = os.fspath(out or folder_of(run, bundle))
     with files.folder_lock(folder, "the evaluation's folder"), Progress(quiet) as progress, StopSignal() as stop:
@@ -175,6 +181,8 @@ def _pictures(run: Run, asked: Asked, progress: Progress, stop) -> Sorted:
     counted = ", ".join(f"{len(pictures.parts[part])} {part}" for part in PARTS)
     progress.say(f"{len(pictures.all)} pictures ({counted}), {len(pictures.classes) or 'no'} classes")
     require_bank_and_test(pictures)
+    if pictures.classes and len(pictures.parts[TEST]) < FEW:
+        pictures = pictures.noting(FEW_TO_JUDGE.format(len(pictures.parts[TEST])))
     if pictures.skipped:
         pictures = pictures.noting(f"{len(pictures.skipped)} files cannot be read and were skipped; {JSON} names them")
     ours, theirs = os.path.realpath(own), os.path.realpath(root)

@@ -40,7 +40,7 @@ LACKS = {
     "far": "give strange pictures that are far: --ood far:FOLDER",
     "corruptions": "add --corruptions",
     "domains": "give another domain: --domains FOLDER with the same class folders",
-    "dense": "leave --no-dense out; a bundle has no local features",
+    "dense": "leave --no-dense out; of a run, whose teacher gives local features: those of a bundle are not evaluated",
     "masks": "give masks: --masks FOLDER",
 }
 

@@ -89,14 +89,18 @@ class BundleNetwork:
 
     def features(self, pixels_BCHW, parts=LOCAL_ONLY) -> Features:
         """uint8 (B,3,S,S) -> float32 `Features`: the output `embedding`."""
-        pixels, batch = np.ascontiguousarray(pixels_BCHW.permute(0, 2, 3, 1).numpy()), self.bundle.target.batch
+        rows = self._answers(np.ascontiguousarray(pixels_BCHW.permute(0, 2, 3, 1).numpy()))
+        return _finite(Features(torch.from_numpy(rows["embedding"]).flatten(1)), self.bundle.path)
+
+    def _answers(self, pixels_BHWC) -> dict[str, np.ndarray]:
+        """float32 outputs by name, in batches that the target takes."""
+        batch = self.bundle.target.batch
         found: dict[str, list[np.ndarray]] = {}
-        for start in range(0, len(pixels), batch.max):
-            part = pixels[start : start + batch.max]
+        for start in range(0, len(pixels_BHWC), batch.max):
+            part = pixels_BHWC[start : start + batch.max]
             for name, answer in self.opened.run(network_input(self.bundle, fill(part, batch.min))).items():
                 found.setdefault(name, []).append(np.asarray(answer[: len(part)], np.float32))
-        rows = {name: torch.from_numpy(np.concatenate(answers)) for name, answers in found.items()}
-        return _finite(Features(rows["embedding"].flatten(1)), self.bundle.path)
+        return {name: np.concatenate(answers) for name, answers in found.items()}
 
     def close(self):
         """Give the runtime's memory back."""

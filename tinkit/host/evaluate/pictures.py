@@ -49,7 +49,7 @@ class Sorted:
 
 
 def sort_pictures(root, labels=None, limit=None, tick=None, stop=None) -> Sorted:
-    """Scan `root` and sort it. labels: "folders" (None: where there are two class folders at least), a CSV, or "none".
+    """Scan `root` and sort it. labels: "folders", a CSV, or "none"; None: folders where there are two, and one has a test picture.
 
     limit: at most so many pictures in all, drawn by content. Raises TinkitError for too few pictures, or labels that are asked
     for and not there.
@@ -66,6 +66,9 @@ def sort_pictures(root, labels=None, limit=None, tick=None, stop=None) -> Sorted
             "There are too few pictures to evaluate on.", where=found.root, seen=f"{len(usable)}, at least {FEWEST}"
         )
     parts = _given_parts(usable, notes) if own else _split(usable, by_name)
+    if labels is None and classes and not own and not parts[TEST]:
+        notes.append("no folder has three different pictures: the folders are not taken for classes")
+        by_name, classes, parts = {}, (), _split(usable, {})
     if own and not parts[VALIDATION]:
         parts = _validation_from_bank(parts, by_name)
         notes.append("there is no validation part: a fifth of train is used as one")
