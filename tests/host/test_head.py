@@ -1,5 +1,6 @@
 """A head beside a run: the better of two is kept, its file is checked, it ships as logits, and the bundle says labels."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -338,3 +339,10 @@ def test_prompts_on_copies_of_one_picture_are_refused(run, colours, tmp_path):
         (tmp_path / f"{number}.png").write_bytes((colours / "red" / "0.png").read_bytes())
     with pytest.raises(TinkitError, match="too few different pictures"):
         head(run, tmp_path, prompts=prompts_for(run, colours, tmp_path / "p.npz"), workers=0, quiet=True)
+
+
+def test_pictures_that_have_moved_ask_for_data(run, tmp_path):
+    images = {**run.record["images"], "root": str(tmp_path / "gone")}
+    moved = dataclasses.replace(run, record={**run.record, "images": images})
+    with pytest.raises(TinkitError, match=r"(?s)not there any more.*gone.*--data FOLDER"):
+        head(moved, quiet=True)

@@ -137,7 +137,11 @@ def _check(run: Run, data, labels, prompts, source, min_agreement) -> str:
                           next_step="a method with a mapping (tinkit list methods), or labels and --from student")  # fmt: skip
     if labels is not None:
         require_labels(labels)
-    return require_folder(data if data is not None else run.record["images"]["root"])
+    own = run.record["images"]["root"]
+    if data is None and not os.path.isdir(own):
+        raise TinkitError("The pictures that the run was made of are not there any more.", where=own,
+                          next_step="--data FOLDER: pictures in class folders")  # fmt: skip
+    return require_folder(own if data is None else data)
 
 
 def _rows(run: Run, pictures: Sorted, workers, progress, stop) -> Rows:
