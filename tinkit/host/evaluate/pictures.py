@@ -49,7 +49,7 @@ class Sorted:
 
 
 def sort_pictures(root, labels=None, limit=None, tick=None, stop=None) -> Sorted:
-    """Scan `root` and sort it. labels: "folders", a CSV, or "none"; None: folders where there are two, and one has a test picture.
+    """Scan `root` and sort it. labels: "folders", a CSV, or "none"; None: folders where there are two and one has a test picture.
 
     limit: at most so many pictures in all, drawn by content. Raises TinkitError for too few pictures, or labels that are asked
     for and not there.
