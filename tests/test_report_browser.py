@@ -14,7 +14,7 @@ from report_parts import small_report
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing() or "no reason")]
 
-DESKTOP, PHONE = 1200, 360
+DESKTOP, PHONE, PAPER = 1200, 360, 718  # CSS pixels; an A4 sheet has 718 between a browser's own margins
 ROOMS = [
     pytest.param(width, dark, id=f"{width}-{'dark' if dark else 'light'}")
     for width in (DESKTOP, PHONE)
@@ -35,6 +35,7 @@ def pages(tmp_path_factory):
     write_pictures(root / "pictures")
     run = root / "run"
     run.mkdir()
+    files.write_json(run / "run.json", {"id": "abc123", "teacher": {"name": "efficientnet-lite0"}, "settings": {}})
     facts = board_report(run)
     files.write_json(run / "report-quick-here" / "report.json", replace(facts, latency=facts.latency[:1]).to_json())
     written_evaluation(run / "evaluation", evaluation(root / "pictures"))
@@ -217,14 +218,19 @@ def test_the_page_is_whole_without_its_script(tmp_path, driver, pages):
     assert driver.execute_script("return document.querySelectorAll('svg title').length") > 50
 
 
-def test_printed_it_is_black_on_white_and_nothing_is_cut_off(driver, pages):
-    driver.get(pages["evaluation"])
-    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
-    try:
+@pytest.mark.parametrize("name", ["evaluation", "report", "plain"])
+def test_printed_it_is_black_on_white_and_nothing_is_cut_off(pages, name):
+    with chromium(PAPER, True) as driver:
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+        driver.get(pages[name])
         script = "return [getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
         assert driver.execute_script(script) == ["rgb(0, 0, 0)", "rgb(255, 255, 255)"]
-        cut_off = "return [...document.querySelectorAll('.tall')].filter(one => one.scrollHeight > one.clientHeight + 1).length"
-        assert driver.execute_script(cut_off) == 0
-        assert driver.execute_script("return document.querySelector('.controls').checkVisibility()") is False
-    finally:
-        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+        cut_off = (
+            "return [...document.querySelectorAll('.tall, .scroll')].filter(one => one.scrollWidth > one.clientWidth + 1"
+            " || one.scrollHeight > one.clientHeight + 1 || getComputedStyle(one).overflow !== 'visible')"
+            ".map(one => one.textContent.trim().slice(0, 60))"
+        )
+        assert driver.execute_script(cut_off) == []
+        assert driver.execute_script("return document.documentElement.scrollWidth") <= PAPER
+        shown = "return [...document.querySelectorAll('.controls')].filter(one => one.checkVisibility()).length"
+        assert driver.execute_script(shown) == 0

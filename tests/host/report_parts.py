@@ -19,7 +19,7 @@ from tinkit.results import Latency, Report
 from tinkit.target import Gate, Target
 
 HOSTILE = "<script>alert(1)</script>\"' onerror=x.jpg"
-VOID = {"meta", "img", "br", "link", "input", "hr", "source"}
+VOID = {"meta", "img", "br", "wbr", "link", "input", "hr", "source"}
 N, WIDTH = 40, 16
 GATE = Gate(min_cosine=0.9, max_error_share=1.0)
 TARGET = Target(description="for tests", runtime="tensorrt", precision="fp16", gate={"embedding": GATE}, name="small")

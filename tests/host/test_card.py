@@ -64,7 +64,7 @@ def test_the_model_index_holds_the_measured_numbers(tmp_path):
     seen = {(one.metric_type, one.task_type): one for one in data.eval_results}
     assert seen["knn", "image-classification"].metric_value == 0.75
     assert seen["auroc", "image-feature-extraction"].metric_value == 0.9375
-    assert seen["knn", "image-classification"].dataset_name == "labelled ones (labels)"
+    assert seen["knn", "image-classification"].dataset_name == "labelled ones (labels, of the student before export)"
     report = files.read_json(folder / "report" / "report.json", "")
     gated = [hop["cosine_min"] for hop in report["chain"] if hop["gate"] and hop["output"] != "pixels"]
     cosines = {one.metric_name: one.metric_value for one in data.eval_results if one.metric_type == "cosine_min"}
@@ -81,12 +81,42 @@ def test_times_of_another_machine_are_told_and_stay_out_of_the_index(tmp_path, c
     assert "/recorded" not in body
 
 
+def test_a_marked_time_is_told_with_its_mark_and_stays_out_of_the_index(tmp_path):
+    folder, _ = a_run(tmp_path)
+    path = folder / "report" / "report.json"
+    report = files.read_json(path, "")
+    report["latency"][0].update(contended=True, marks=["contended: other work had the core, 2.00 s"])
+    files.write_json(path, report)
+    data, body = parts(written(folder / "report")[1])
+    names = [one.metric_name for one in data.eval_results if one.metric_type == "p95_ms"]
+    assert f"latency p95 in ms, batch {report['latency'][0]['batch']}" not in names
+    assert len(names) == len(report["latency"]) - 1
+    assert "contended: other work had the core, 2.00 s" in body
+
+
+def test_a_card_of_an_evaluation_is_of_what_was_evaluated(tmp_path):
+    folder, bundle = a_run(tmp_path, evaluation=evaluation_of())
+    for source in (folder / "evaluation", folder / "evaluation" / "evaluation.json"):
+        result, text = written(source)
+        assert result.card == str(folder / "MODEL_CARD.md")
+        assert "student.safetensors" in text
+        assert "0.75" in text
+    of_file = {"kind": "bundle", "run_id": RUN_ID, "bundle": bundle.path, "model_sha256": None}
+    files.write_json(folder / "evaluation-small" / "evaluation.json", evaluation_of(subject=of_file).to_json())
+    assert "model.onnx" in written(folder / "evaluation-small")[1]
+    (folder / "run.json").unlink()
+    with pytest.raises(TinkitError, match="not here"):
+        card(folder / "evaluation")
+
+
 def test_which_network_was_evaluated_is_told(tmp_path):
     folder, bundle = a_run(tmp_path, evaluation=evaluation_of())
     assert "the student before export, not of the exported file" in written(folder / "report")[1]
     of_file = {"kind": "bundle", "run_id": RUN_ID, "model_sha256": bundle.manifest["files"]["model.onnx"]["sha256"]}
     files.write_json(folder / "evaluation-small" / "evaluation.json", evaluation_of(subject=of_file).to_json())
-    assert "of the exported file, on pictures" in written(folder / "report")[1]
+    data, body = parts(written(folder / "report")[1])
+    assert "of the exported file, on pictures" in body
+    assert {one.dataset_name for one in data.eval_results if one.metric_type == "knn"} == {"labelled ones (labels)"}
 
 
 def test_what_was_not_looked_at_is_told(tmp_path):
@@ -236,3 +266,26 @@ def test_front_matter_is_plain_yaml(tmp_path):
     told = yaml.safe_load(head)
     assert told["model-index"][0]["name"] == "yes: [no]"
     assert list(told)[:3] == ["license", "library_name", "pipeline_tag"]
+
+
+def test_on_the_command_line_a_card_and_a_page_may_be_named_or_given_a_folder(tmp_path):
+    from click.testing import CliRunner
+
+    from tinkit.cli import cli
+
+    folder, _ = a_run(tmp_path, evaluation=evaluation_of())
+    for number, (out, card_name, page) in enumerate(
+        (
+            ("CARD.md", "CARD.md", "report.html"),
+            ("one.html", "MODEL_CARD.md", "one.html"),
+            ("", "MODEL_CARD.md", "report.html"),
+        )
+    ):
+        place = tmp_path / str(number)
+        found = CliRunner().invoke(cli, ["report", str(folder / "report"), "--card", "--out", str(place / out)])
+        assert found.exit_code == 0, found.output
+        assert sorted(os.listdir(place)) == sorted(["bom.cdx.json", card_name, page])
+    found = CliRunner().invoke(cli, ["report", str(folder / "evaluation"), "--card"])
+    assert found.exit_code == 0, found.output
+    assert (folder / "MODEL_CARD.md").is_file()
+    assert (folder / "evaluation" / "evaluation.html").is_file()

@@ -247,6 +247,15 @@ def test_hops_that_find_the_same_pictures_hard_share_a_strip(usual):
     assert "Exam, hops 1, 2 via x" in text
 
 
+def test_pictures_of_another_hop_and_those_that_are_not_in_the_exam_are_told_apart(usual):
+    facts = load_report(usual / "report" / "report.json")
+    hop = facts.chain[1]
+    other = [*hop.worst[:1], {"index": 99, "name": "gone.jpg", "cosine": 0.5}]
+    again = replace(hop, hop="again", worst=other)
+    files.write_json(usual / "report" / "report.json", replace(facts, chain=[hop, again]).to_json())
+    assert ". Not in the bundle's exam: gone.jpg 0.50000" in Page(written(usual)).text
+
+
 def test_marks_of_doubtful_latency(usual):
     facts = load_report(usual / "report" / "report.json")
     assert "not settled" not in Page(written(usual)).text.split("What the numbers mean")[0]
@@ -292,6 +301,9 @@ def test_reports_that_are_none(usual):
             report(path)
     with pytest.raises(TinkitError, match="no report here"):
         report(usual / "nowhere")
+    with pytest.raises(TinkitError, match="no report here") as error:
+        report(usual)
+    assert error.value.next_step == f"tinkit report {usual / 'report'}"  # of a run its reports are named
 
 
 def test_contrast_is_enough_in_light_dark_and_print(usual):

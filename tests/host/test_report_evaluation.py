@@ -13,13 +13,12 @@ from report_parts import HISTORY, HOSTILE, Page, small_bundle, small_report, wit
 
 from tinkit import files
 from tinkit.errors import TinkitError
-from tinkit.host import plots_evaluation
-from tinkit.host.plots_evaluation import Loss, Pair
 from tinkit.host.report import report
 from tinkit.host.report_album import MOST, MOST_BYTES, Album, heat
 from tinkit.host.report_evaluation import evaluation_page
+from tinkit.host.report_page import breaks
 
-MAPS = 6 * 2 * 2
+MAPS, MINUS = 6 * 2 * 2, "\u2212"
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +94,51 @@ def test_a_change_is_better_or_worse_only_beyond_its_interval(whole):
     assert rows["kNN accuracy"].endswith("worse")
     assert rows["Probe accuracy"].endswith("no clear change")  # -0.02 to +0.001
     assert rows["Calibration error"].endswith("worse")  # more, where lower is better
+
+
+def with_gap(pictures, clean):
+    value = evaluation(pictures)
+    gap = {"name": "corruption_gap", "group": "corruption", "title": "Lost to corruption", "student": 0.1, "teacher": 0.2,
+           "better": "lower", "interval": [0.05, 0.15], "change": [-0.15, -0.05], "what": "clean minus corrupt"}  # fmt: skip
+    corruption = dict(
+        value["corruption"], clean={"teacher": 0.91, "student": clean}, gap={"teacher": 0.2, "student": -0.01}
+    )
+    return {**value, "measures": [*value["measures"], gap], "corruption": corruption}
+
+
+def test_who_had_less_to_lose_is_not_praised_for_losing_less(tmp_path, pictures):
+    text = page_of(tmp_path / "weak", with_gap(pictures, 0.3))[1].text.replace(MINUS, "-")
+    assert "-0.150 to -0.050 less, but it had less to lose" in text
+    assert "Lost against clean pictures: the student -0.010, the teacher 0.200" in text
+    assert "times as much" not in text
+    text = page_of(tmp_path / "equal", with_gap(pictures, 0.91))[1].text.replace(MINUS, "-")
+    assert "-0.150 to -0.050 better" in text
+
+
+def test_maps_that_are_no_more_alike_than_those_of_other_pictures_say_so(tmp_path, pictures):
+    value = evaluation(pictures)
+    told = dict(value["dense"]["map_correlation"], mean=0.8, interval=[0.75, 0.85], other_picture=0.81)
+    by_place = dict(value["dense"], map_correlation=told, grid=[2, 2])
+    text = page_of(tmp_path / "place", {**value, "dense": by_place})[1].text
+    assert "it is 0.810: no less, so these numbers are explained by the places alone" in text
+    assert "With 2 x 2 places there is little" in text
+    own = dict(value["dense"], map_correlation=dict(told, other_picture=0.3))
+    text = page_of(tmp_path / "own", {**value, "dense": own})[1].text
+    assert "it is 0.300, which is what the places alone explain" in text
+    assert "there is little" not in text
+
+
+def test_the_domains_are_a_table_too(whole):
+    _, page = whole
+    assert re.search(r"sketch 300 0\.590 0\.480 .*? -0\.110 .*? 0\.360 0\.450", page.text.replace(MINUS, "-"))
+    assert "photo, trained on" in page.text
+    assert "mean of the others" in page.text
+
+
+def test_a_name_breaks_behind_its_folders(whole):
+    text, _ = whole
+    assert "tram/<wbr>picture" in text
+    assert str(breaks("<b>/x")) == "&lt;b&gt;/<wbr>x"
 
 
 def test_what_was_not_asked_says_how_to_ask(tmp_path, pictures):
@@ -182,17 +226,33 @@ def test_hostile_text_is_only_text(tmp_path, pictures):
     assert not [key for _, attributes in page.tags for key in attributes if key.startswith("on")]
 
 
+def decoded(data):
+    return Image.open(io.BytesIO(base64.b64decode(data.split(",", 1)[1]))).convert("RGB")
+
+
 def test_a_map_in_colours_that_do_not_need_red_and_green():
-    values = [[0, 255, 128], [64, 192, 32]]
-    data = heat(values, 0, 0)
-    image = Image.open(io.BytesIO(base64.b64decode(data.split(",", 1)[1]))).convert("RGB")
-    assert image.size == (24, 16)
-    low, high = image.getpixel((20, 12)), image.getpixel((12, 4))  # 32 and 255
+    image = decoded(heat([[0, 255, 128], [64, 192, 32]], 0, 0))
+    cell = image.width // 3
+    assert image.size == (3 * cell, 2 * cell)
+    assert 90 <= image.width <= 120  # as large as it is shown
+    at = {value: (x * cell + cell // 2, y * cell + cell // 2) for value, x, y in (
+        (0, 0, 0), (255, 1, 0), (128, 2, 0), (64, 0, 1), (192, 1, 1), (32, 2, 1))}  # fmt: skip
+    low, high = image.getpixel(at[32]), image.getpixel(at[255])
     assert high == (255, 234, 70)
     assert low[2] > low[0]
-    grey = np.asarray(image.convert("L"), float)
-    levels = [grey[12, 20], grey[12, 4], grey[4, 20], grey[12, 12], grey[4, 12]]  # 32, 64, 128, 192, 255
+    grey = image.convert("L")
+    levels = [grey.getpixel(at[value]) for value in sorted(at)]
     assert levels == sorted(levels)
+
+
+@pytest.mark.parametrize("level", [0, 128, 255])
+def test_the_ring_of_a_map_is_seen_on_every_colour_and_hides_no_neighbour(level):
+    ringed, plain = (np.asarray(decoded(heat(np.full((2, 2), level), *point)), int) for point in ((0, 0), (1, 1)))
+    half = len(plain) // 2
+    changed = np.abs(ringed[:half, :half] - plain[:half, :half]).max(axis=2) > 60
+    assert changed.sum() > 3 * half  # two rings are drawn, and one of them at least stands out
+    assert not np.abs(ringed[:half, half:] - plain[:half, half:]).any()
+    assert not np.abs(ringed[half:, :half] - plain[half:, :half]).any()
 
 
 @pytest.mark.parametrize(
@@ -203,31 +263,17 @@ def test_what_is_no_map_is_refused(values, point):
         heat(values, *point)
 
 
-def test_the_charts_of_losses_and_pairs_are_to_scale():
-    chart = str(plots_evaluation.losses("x", [Loss("a", 1e-4, 1e-2, 1e-3), Loss("b", 0.0, 1.0)]))
-    spots = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', chart)]
-    gate = float(re.search(r'x1="([\d.]+)"[^>]*class="gate"', chart).group(1))
-    assert gate == pytest.approx((spots[0] + spots[1]) / 2, abs=0.11)  # halfway between 1e-4 and 1e-2
-    assert spots[2] == min(spots)
-    chart = str(plots_evaluation.pairs("x", [Pair("a", 0.2, 0.6, (0.5, 0.7)), Pair("b", None, 0.4)], "share"))
-    ring, disc, alone = (float(x) for x in re.findall(r'<circle cx="([\d.]+)"', chart))
-    assert alone == pytest.approx((ring + disc) / 2, abs=0.11)
-    assert "teacher not measured" in chart
-
-
-def test_every_point_of_a_curve_says_its_value():
-    line = [(0.0, 0.5), (1.0, None), (2.0, 0.75)]
-    chart = str(plots_evaluation.curves("x", {"student": line}, "severity", "right"))
-    assert re.findall(r"<title>([^<]*)</title>", chart) == ["student: 0, 0.5", "student: 2, 0.75"]
-    assert chart.count("<polyline") == 0  # the gap parts the line
-    many = [(float(n), float(n)) for n in range(1000)]
-    assert str(plots_evaluation.curves("x", {"a": many}, "x", "y")).count("<title>") <= plots_evaluation.SPOTS
-
-
-def test_densities_are_shares_of_their_own_whole():
-    chart = str(plots_evaluation.densities("x", [0, 1, 2], {"known": [1, 3], "strange": [30, 10]}, "score"))
-    assert "0 to 1: known 25 %, strange 75 %" in chart
-    assert "most of strange between 0 and 1" in chart
+def test_a_mapping_that_keeps_angles_is_drawn_flat_and_told_in_words(tmp_path, pictures):
+    value = evaluation(pictures)
+    stretch = {"median": 1.0, "min": 1.0, "max": 1.0, "values": [1 + 1e-8 * n for n in range(64)]}
+    text, page = page_of(tmp_path, {**value, "orthogonality": dict(value["orthogonality"], stretch=stretch)})
+    chart = text[text.index('aria-label="Stretch of the mapping') :].split("</svg>")[0]
+    ticks = re.findall(
+        r'class="tick"[^>]*text-anchor="end">([^<]+)<|text-anchor="end" class="tick"[^>]*>([^<]+)<', chart
+    )
+    assert [one or other for one, other in ticks] == ["0.9", "0.95", "1", "1.05", "1.1"]
+    assert "width, teacher to student 1 280 to 128" in page.text
+    assert "cosine_change" not in page.text
 
 
 @pytest.fixture
@@ -250,7 +296,11 @@ def test_a_report_shows_the_evaluation_of_its_run(run):
     page = page_beside(run[0])
     text = page.text
     assert "Verdict: failed" in text  # the degradation budget was missed, the device's gates were not
-    assert text.index("Answers as its teacher 0.900") < text.index("Worst picture, cosine") < text.index("Latency, p95")
+    assert (
+        text.index("Answers as its teacher 0.900")
+        < text.index("Worst picture after export, cosine")
+        < text.index("Latency, p95")
+    )
     assert "What each hop lost" in [chart["aria-label"].split(".")[0] for chart in page.all("svg")]
     assert (
         text.index("Fidelity, hop by hop") < text.index("Where the student sees something else") < text.index("Sizes")

@@ -31,6 +31,7 @@ def report(sources, out, evaluation, card, licence, data_licence):
     source = sources[0] if sources else None
     if card:
         _write_card(source, out, evaluation, licence, data_licence)
+        out = os.path.dirname(out) or "." if out and out.endswith(".md") else out  # a card's name is not the page's
     if _is_evaluation(source):
         from tinkit.host.report_evaluation import evaluation_page
 
@@ -58,7 +59,7 @@ def _is_run_or_bundle(source):
 def _write_card(source, out, evaluation, licence, data_licence):
     from tinkit.host.card import card
 
-    place = os.path.dirname(out) or "." if out and out.endswith(".html") else out
+    place = os.path.dirname(out) or "." if out and out.endswith(".html") else out  # a page's name is not the card's
     found = card(source, out=place, licence=licence, data_licence=data_licence, evaluation=evaluation)
     click.echo(f"card     {found.card}")
     click.echo(f"bill     {found.bill}")

@@ -7,7 +7,7 @@ not list, so hashes and exam stay as they were. A card is made to be published: 
 
 import functools
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -18,11 +18,14 @@ from tinkit import files
 from tinkit.host import sbom
 from tinkit.host.card_source import Subject, find_subject
 from tinkit.host.card_text import arrow, code, licence_told, megabytes, plain
+from tinkit.host.evaluate.measure import Measure
 from tinkit.host.provenance import provenance_of
 from tinkit.host.report_text import NOT_RECORDED, between, cut, finite, short, table
+from tinkit.host.report_timing import marks_of
 from tinkit.results import Report
 
 CARD, TEMPLATE = "MODEL_CARD.md", "card.md.j2"
+STUDENT_ALONE = "the student before export"
 FEATURES, CLASSES = "image-feature-extraction", "image-classification"  # tasks as the Hub calls them
 SETTINGS = ("method", "epochs", "batch_size", "views", "seed", "mapping", "center", "scale_min", "weight_decay", "ema")
 
@@ -37,7 +40,7 @@ class CardResult:
 
 
 def card(source=None, out=None, licence=None, data_licence=None, evaluation=None) -> CardResult:
-    """Write MODEL_CARD.md and bom.cdx.json of a report, a bundle or a run (the newest report when None).
+    """Write MODEL_CARD.md and bom.cdx.json of a report, a bundle, a run or an evaluation (the newest report when None).
 
     out: a folder, or a file ending in .md (the bill goes beside it). licence, data_licence: of the model and of the pictures,
     best as SPDX ("CC-BY-4.0"); unknown when None. evaluation: an evaluation.json in place of the run's own. Raises
@@ -68,11 +71,16 @@ def bill_of(subject: Subject, provenance, created) -> dict[str, Any]:
         provenance,
         subject.manifest,
         subject.chain,
-        evaluation.measures if evaluation else (),
+        [_of_whom(one, subject) for one in evaluation.measures] if evaluation else (),
         report.latency if report else (),
         created,
         subject.instead,
     )
+
+
+def _of_whom(one: Measure, subject: Subject) -> Measure:
+    """A measure that says whose it is, where it is not the exported file's."""
+    return replace(one, what=(one.what or one.title) + _not_the_file(subject, "; of "))
 
 
 def render(subject: Subject, provenance) -> str:
@@ -111,10 +119,10 @@ def model_index(subject: Subject) -> list[dict[str, Any]]:
         groups.setdefault(one.group, []).append(_metric(one.name, one.student, one.title))
     for group, metrics in groups.items():
         task = CLASSES if group in ("labels", "domains") else FEATURES
-        results.append(_result(task, f"{_evaluated_on(subject)} ({group})", metrics))
+        results.append(_result(task, f"{_evaluated_on(subject)} ({group}{_not_the_file(subject, ', of ')})", metrics))
     if cosines := _cosines(subject):
         results.append(_result(FEATURES, "held-out and exam pictures", cosines))
-    if report and report.latency and not subject.instead:  # a number here stands alone, without a word beside it
+    if report and report.latency and not subject.instead:
         results.append(_result(FEATURES, f"exam pictures on {report.device.get('name', 'a device')}", _times(report)))
     return [entry for entry in results if entry["metrics"]]
 
@@ -131,10 +139,11 @@ def _cosines(subject: Subject) -> list[dict[str, Any]]:
 
 
 def _times(report: Report) -> list[dict[str, Any]]:
+    """Of the batches without a mark (contended, throttled, ...): a number here stands alone, without a word beside it."""
     return [
         _metric(f"{name}_ms", getattr(run, f"{name}_ms"), f"latency {name} in ms, batch {run.batch}")
         for run in report.latency
-        if not run.conditions.get("cuda_graph")
+        if not run.conditions.get("cuda_graph") and not marks_of(run)
         for name in ("p50", "p95")
     ]
 
@@ -194,7 +203,13 @@ def _evaluated(subject: Subject) -> str:
     kind = subject.evaluation.subject.get("kind") if subject.evaluation else None
     if kind == "bundle":
         return "the exported file"
-    return "the student before export, not of the exported file" if subject.manifest else "the student"
+    return STUDENT_ALONE + ", not of the exported file" if subject.manifest else "the student"
+
+
+def _not_the_file(subject: Subject, before="") -> str:
+    """ "" or a word that these numbers are not those of the file that the card is about."""
+    alone = subject.evaluation is not None and subject.evaluation.subject.get("kind") != "bundle" and subject.manifest
+    return before + STUDENT_ALONE if alone else ""
 
 
 def _evaluated_on(subject: Subject) -> str:

@@ -12,7 +12,9 @@ from tinkit import files
 from tinkit.bundle import MANIFEST, MODEL, open_bundle
 from tinkit.errors import TinkitError
 from tinkit.fidelity import Fidelity
+from tinkit.host.evaluate.evaluation import JSON as EVALUATION
 from tinkit.host.evaluate.evaluation import Evaluation, find_evaluation, load_evaluation
+from tinkit.host.report_source import JSON as REPORT
 from tinkit.host.report_source import find_report, load_report, open_evidence
 from tinkit.host.report_text import table, text
 from tinkit.results import Report
@@ -60,12 +62,14 @@ class Subject:
 
 
 def find_subject(source=None, evaluation=None) -> Subject:
-    """The subject of a report (folder or report.json), a bundle or a run; the newest report when None.
+    """The subject of a report (folder or report.json), a bundle, a run or an evaluation; the newest report when None.
 
-    evaluation: an evaluation.json that is taken in place of the run's. Raises TinkitError when `source` is none of them,
-    or damaged.
+    Of an evaluation: the bundle or the run that it is of. evaluation: an evaluation.json that is taken in place of the run's.
+    Raises TinkitError when `source` is none of them, or damaged.
     """
     path = os.fspath(source) if source is not None else None
+    if path is not None and (told := _evaluation_at(path)):
+        path, evaluation = _subject_of(load_evaluation(told)), evaluation or told
     if path is not None and os.path.isfile(os.path.join(path, MANIFEST)):
         found = _of_bundle(path)
     elif path is not None and os.path.isfile(os.path.join(path, RUN_RECORD)):
@@ -75,6 +79,29 @@ def find_subject(source=None, evaluation=None) -> Subject:
     folder, manifest, run_path, record, report, missing = found
     chosen = _evaluation(evaluation, run_path, record, manifest)
     return Subject(folder, manifest, record, report, chosen, (*missing, *_not_asked(chosen)))
+
+
+def _evaluation_at(path) -> str:
+    """The evaluation.json that is named, itself or by its folder; "" for anything else."""
+    inside = os.path.join(path, EVALUATION)
+    if os.path.isfile(inside) and not os.path.exists(os.path.join(path, REPORT)):
+        return inside
+    return path if os.path.basename(path) == EVALUATION and os.path.isfile(path) else ""
+
+
+def _subject_of(evaluation: Evaluation) -> str:
+    """The folder of the bundle or the run that was evaluated: the one above the evaluation, else the recorded one."""
+    subject = evaluation.subject
+    above = os.path.dirname(os.path.dirname(os.path.abspath(evaluation.path)))
+    bundle = text(subject.get("bundle"))
+    places = (os.path.join(above, os.path.basename(bundle)), bundle) if bundle else (above, text(subject.get("run")))
+    name = MANIFEST if bundle else RUN_RECORD
+    for place in filter(None, places):
+        if os.path.isfile(os.path.join(place, name)):
+            found = files.read_json(os.path.join(place, name), "What was evaluated")
+            if (table(found.get("run")) if bundle else found).get("id") == subject.get("run_id"):
+                return place
+    raise TinkitError("What was evaluated is not here.", where=evaluation.path, seen=", ".join(filter(None, places)))
 
 
 def _of_report(path):

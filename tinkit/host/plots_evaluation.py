@@ -18,6 +18,7 @@ ROW, ROWS_TOP, ROWS_BOTTOM = 38, 4, 38
 SIDE = 6  # pixels left and right of rows
 LEAST = 1e-8  # a loss below it is no more than the rounding of float32 answers
 RIGHT_OF_CURVE = 12
+CORNER = 0.4  # side of the corners in which names may stand, as a share of the chart
 
 
 Point = tuple[float | None, float | None]
@@ -113,13 +114,14 @@ def curves(
     x_ticks: Sequence[float] = (),
     diagonal=False,
     told: Mapping[str, Sequence[str]] | None = None,
+    y_least: Sequence[float] = (),
 ) -> Markup:
     """Lines through (x, y) points, each named at its end or, with a diagonal (both axes 0 to 1), in a key below.
 
-    told: for each line the words of its points, where "x, y" is not enough.
+    told: for each line the words of its points, where "x, y" is not enough. y_least: values that the y axis reaches at least.
     """
     points = [(x, y) for line in series.values() for x, y in line if known(x) and known(y)]
-    ys = [y for _, y in points] or [0.0, 1.0]
+    ys = [*(y for _, y in points), *y_least] or [0.0, 1.0]
     xs = [x for x, _ in points] or [0.0, 1.0]
     x_ticks = [0.0, 0.25, 0.5, 0.75, 1.0] if diagonal else list(x_ticks) or nice_ticks(min(xs), max(xs))
     y_ticks = [0.0, 0.25, 0.5, 0.75, 1.0] if diagonal else nice_ticks(min(ys), max(ys))
@@ -147,9 +149,19 @@ def curves(
         if drawn:
             ends[name, colour] = drawn[-1][1]
     if diagonal:
-        ends = {key: high - BOTTOM - LINE * (len(ends) - place) for place, key in enumerate(ends)}
-    draw.names_at_ends(svg, ends, right - 64 if diagonal else right + 7, TOP + LINE, high - BOTTOM - 8)
+        above = _upper_corner_is_emptier(points)
+        top = TOP + LINE + 6 if above else high - BOTTOM - LINE * len(ends)
+        ends = {key: top + LINE * place for place, key in enumerate(ends)}
+    side = right + 7 if not diagonal else LEFT + 8 if above else right - 64
+    draw.names_at_ends(svg, ends, side, TOP + LINE, high - BOTTOM - 8)
     return draw.markup(svg)
+
+
+def _upper_corner_is_emptier(points: Sequence[Point]) -> bool:
+    """Whether the names of a chart with a diagonal hide less at the upper left than at the lower right."""
+    known_points = [(x, y) for x, y in points if x is not None and y is not None]
+    above = sum(x < CORNER and y > 1 - CORNER for x, y in known_points)
+    return above < sum(x > 1 - CORNER and y < CORNER for x, y in known_points)
 
 
 def densities(label, edges: Sequence[float], counts: Mapping[str, Sequence[float]], x_title, ends=()) -> Markup:
@@ -166,19 +178,31 @@ def densities(label, edges: Sequence[float], counts: Mapping[str, Sequence[float
         if low <= tick <= high:
             draw.write(svg, x_of(tick), HEIGHT - BOTTOM + 15, f"{tick:.4g}", "tick", "middle")
     draw.write(svg, (LEFT + WIDTH - 12) / 2, HEIGHT - 4, x_title, "tick", "middle")
+    tops: dict[tuple[str, str], tuple[float, float]] = {}
     for number, (name, line) in enumerate(shares.items(), 2):  # the colours of the networks are s0 and s1
         steps = [(x, y) for i, y in enumerate(line) for x in edges[i : i + 2]]
         outline = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in [(edges[0], 0), *steps, (edges[-1], 0)])
         draw.add(svg, "polygon", points=outline, **{"class": f"area s{number % COLOURS}"})
-        draw.polyline(svg, [(x_of(x), y_of(y)) for x, y in steps], f"s{number % COLOURS}")
+        draw.polyline(svg, [(x_of(x), y_of(y)) for x, y in steps], f"outline s{number % COLOURS}")
         peak = max(range(len(line)), key=line.__getitem__)
         x = min(max(x_of((edges[peak] + edges[peak + 1]) / 2), LEFT + 24), WIDTH - 40)
-        draw.write(svg, x, y_of(line[peak]) - 5, name, f"name s{number % COLOURS}", "middle")
+        tops[name, f"name s{number % COLOURS}"] = (x, y_of(line[peak]) - 5)
+    for (name, kind), (x, y) in _cleared(tops).items():
+        draw.write(svg, x, y, name, kind, "middle")
     for index in range(len(edges) - 1):
         words = ", ".join(f"{name} {100 * line[index]:.3g} %" for name, line in shares.items())
         middle, most = (edges[index] + edges[index + 1]) / 2, max(line[index] for line in shares.values())
         draw.spot(svg, x_of(middle), y_of(most), f"{edges[index]:.3g} to {edges[index + 1]:.3g}: {words}")
     return draw.markup(svg)
+
+
+def _cleared(tops: Mapping[tuple[str, str], tuple[float, float]]) -> dict[tuple[str, str], tuple[float, float]]:
+    """Names at their places, the lowest first; one that would lie on another moves up, above it."""
+    placed: dict[tuple[str, str], tuple[float, float]] = {}
+    for key, (x, y) in sorted(tops.items(), key=lambda item: -item[1][1]):
+        near = [b for other, (a, b) in placed.items() if abs(a - x) < LETTER * (len(other[0]) + len(key[0])) / 2 + 2]
+        placed[key] = (x, min([y, *(b - LINE + 2 for b in near if b - y < LINE)]))
+    return placed
 
 
 def _thinned(exponents):

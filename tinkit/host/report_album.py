@@ -23,7 +23,7 @@ STOPS = (
     (188, 174, 108),
     (255, 234, 70),
 )  # cividis, arXiv 1712.01662, at quarters
-CELL = 8  # pixels of one position of a map
+MAP_SIDE, CELL = 112, 8  # pixels of a map's longer side, about, and of one position at least
 
 
 class Album:
@@ -62,6 +62,7 @@ class Album:
 def heat(values_HW, row: int, column: int) -> str:
     """A map of 0..255 as a PNG in cividis (dark blue low, yellow high; told apart without red and green), the point ringed.
 
+    The ring lies within its place, dark around light, so that it is seen on every colour and hides no other place.
     ValueError for values that are no map or a point outside of it.
     """
     values = np.asarray(values_HW)
@@ -69,14 +70,14 @@ def heat(values_HW, row: int, column: int) -> str:
         raise ValueError("a map is rows of whole numbers from 0 to 255")
     if not (0 <= row < values.shape[0] and 0 <= column < values.shape[1]):
         raise ValueError(f"the point {row}, {column} is outside of {values.shape}")
-    image = Image.fromarray(values.astype(np.uint8)).resize(
-        (values.shape[1] * CELL, values.shape[0] * CELL), Image.Resampling.NEAREST
-    )
+    cell = max(CELL, MAP_SIDE // max(values.shape))
+    size = (values.shape[1] * cell, values.shape[0] * cell)
+    image = Image.fromarray(values.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
     image.putpalette(_palette())
-    box = (column * CELL, row * CELL, column * CELL + CELL - 1, row * CELL + CELL - 1)
-    pen = ImageDraw.Draw(image)
-    pen.rectangle(box, outline=256 - 1)
-    pen.rectangle((box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1), outline=0)
+    pen, left, top = ImageDraw.Draw(image), column * cell, row * cell
+    for inset, level in ((1, 0), (2, 255)):
+        box = (left + inset, top + inset, left + cell - 1 - inset, top + cell - 1 - inset)
+        pen.rectangle(box, outline=level)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -7,7 +7,7 @@ from typing import Any
 
 from tinkit.host.plots_evaluation import Pair, curves, pairs
 from tinkit.host.report_album import Album
-from tinkit.host.report_text import number, table, tables, text, texts
+from tinkit.host.report_text import number, pair, table, tables, text, texts
 
 PICTURED = 48  # flipped pictures with a thumbnail
 CHANGED = 12  # entries of the confusion difference that are told
@@ -36,26 +36,38 @@ def labels_of(block: dict, album: Album) -> dict[str, Any]:
 
 def domains_of(block: dict) -> dict[str, Any]:
     """What the template shows of the block "domains"."""
-    found = tables(block.get("domains"))
+    found, mean = tables(block.get("domains")), table(block.get("mean"))
     rows = [
-        Pair(_named(entry, block), number(entry.get("teacher")), number(entry.get("student")), _ends(entry, "student"))
+        Pair(
+            _named(entry, block),
+            number(entry.get("teacher")),
+            number(entry.get("student")),
+            pair(entry.get("student_interval")),
+        )
         for entry in found
     ]
     return {
         "train": text(block.get("train")),
         "chart": pairs("Accuracy by domain", rows, "accuracy of the probe; ring: teacher, dot: student"),
-        "rows": found,
+        "rows": [_domain(entry, block) for entry in found]
+        + ([_domain(mean, {}, "mean of the others")] if mean else []),
         "notes": texts(block.get("notes")),
+    }
+
+
+def _domain(entry: dict, block: dict, name="") -> dict[str, Any]:
+    """One row of the table of domains."""
+    numbers = ("count", "teacher", "student", "change", "teacher_drop", "student_drop", "agreement")
+    return {
+        "name": name or _named(entry, block),
+        "trained_on": bool(entry.get("trained_on")),
+        **{key: number(entry.get(key)) for key in numbers},
+        **{key: pair(entry.get(key)) for key in ("student_interval", "change_interval")},
     }
 
 
 def _named(entry, block):
     return text(entry.get("name")) + (", trained on" if entry.get("name") == block.get("train") else "")
-
-
-def _ends(entry, name):
-    ends = entry.get(name + "_interval")
-    return tuple(ends) if isinstance(ends, list) and len(ends) == 2 else ()
 
 
 def _flipped(churn: dict, album: Album) -> list[dict[str, str]]:

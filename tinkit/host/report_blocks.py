@@ -4,13 +4,16 @@ Charts come from tinkit.host.plots_evaluation, pictures from an `Album`. What a 
 the section of a block that was not asked for says with which option it is.
 """
 
+import math
 from typing import Any
 
 from tinkit.host.plots_evaluation import Pair, curves, densities, pairs
 from tinkit.host.report_album import LARGE, Album, heat
-from tinkit.host.report_text import number, table, tables, text, texts
+from tinkit.host.report_text import number, pair, share, short, table, tables, text, texts
 
 NETWORKS = ("teacher", "student")
+STRETCH_SHOWN = (0.9, 1.1)  # the least that the axis of stretches spans: what is equal but for rounding is drawn flat
+FEW_PLACES = 16  # of a map: below it there is little to correlate over, and little to see
 SCORES = {
     "auroc": "AUROC",
     "aupr_known": "AUPR, known",
@@ -47,7 +50,9 @@ def _case(entry, names, album):
 
 def dense_of(block: dict, album: Album) -> dict[str, Any]:
     """Similarity maps as pictures, and what was found with masks."""
-    shown = []
+    shown: list[dict[str, Any]] = []
+    sides = [number(side) for side in block.get("grid") or []]
+    positions = math.prod(side for side in sides if side is not None) if sides else None
     for entry in tables(block.get("maps"), 8):
         name = text(entry.get("name"))
         points = [_point(one) for one in tables(entry.get("points"), 4)]
@@ -64,10 +69,17 @@ def dense_of(block: dict, album: Album) -> dict[str, Any]:
     return {
         "maps": shown,
         "grid": " x ".join(text(side) for side in block.get("grid") or []),
-        "summary": table(block.get("map_correlation")),
+        "summary": _maps_told(table(block.get("map_correlation"))),
+        "few": positions is not None and positions < FEW_PLACES,
         "segmentation": table(block.get("segmentation")),
         "notes": texts(block.get("notes")) + texts(table(block.get("segmentation")).get("notes")),
     }
+
+
+def _maps_told(told: dict) -> dict[str, Any]:
+    """The mean correlation; `by_place`: no more than with the map of another picture, so the place alone explains it."""
+    other, ends = number(told.get("other_picture")), pair(told.get("interval"))
+    return {**told, "by_place": other is not None and len(ends) == 2 and ends[0] <= other} if told else {}
 
 
 def _point(one):
@@ -120,7 +132,8 @@ def _set_charts(one):
         if seen.get("edges"):
             counts = {"known": seen.get("known") or [], "strange": seen.get("strange") or []}
             title, axis = f"Scores, {who}", "cosine to the nearest known picture"
-            charts.append((title, densities(title, seen["edges"], counts, axis, (min(ends), max(ends)))))
+            edges, counts = coarser(seen["edges"], counts)
+            charts.append((title, densities(title, edges, counts, axis, (min(ends), max(ends)))))
     lines = {who: [tuple(point) for point in line] for who, line in table(one.get("roc")).items()}
     if lines:
         told = {
@@ -134,15 +147,55 @@ def _set_charts(one):
     return charts
 
 
+def coarser(edges, counts):
+    """(edges, counts) with neighbouring bins together, all of one width: at most 2 n^(1/3) bins (Rice's rule) for the smaller
+    sample of n, so that few pictures do not look like a comb."""
+    smaller = min((sum(line) for line in counts.values() if sum(line)), default=0)
+    bins, most = len(edges) - 1, max(1, round(2 * smaller ** (1 / 3)))
+    step = next(step for step in range(1, bins + 1) if bins % step == 0 and bins // step <= most)
+    joined = {name: [sum(line[at : at + step]) for at in range(0, len(line), step)] for name, line in counts.items()}
+    return edges[::step], joined
+
+
 def orthogonality_of(block: dict) -> dict[str, Any]:
     """How far the mapping is from keeping angles, with a curve of the stretch by direction."""
     stretch = table(block.get("stretch"))
-    values = [value for value in stretch.get("values") or [] if number(value) is not None]
-    line = [(float(rank), value) for rank, value in enumerate(sorted(values, reverse=True), 1)]
+    values = sorted((value for value in stretch.get("values") or [] if number(value) is not None), reverse=True)
+    line = [(place / max(1, len(values) - 1), value) for place, value in enumerate(values)]
     chart = curves(
-        "Stretch of the mapping by direction", {"stretch": line}, "direction, the longest first", "of the mean"
+        "Stretch of the mapping by direction",
+        {"stretch": line},
+        "share of the directions, the longest first",
+        "of the mean",
+        (0.0, 0.25, 0.5, 0.75, 1.0),
+        y_least=STRETCH_SHOWN,
     )
-    return {"chart": chart if len(line) > 1 else "", "stretch": stretch, "block": block}
+    return {"chart": chart if len(line) > 1 else "", "facts": _mapping_told(block)}
+
+
+def _mapping_told(block: dict) -> list[tuple[str, str]]:
+    """[(what, value)] about the mapping, in words."""
+    stretch = table(block.get("stretch"))
+    told = [
+        ("kind", text(block.get("kind")) + (", fitted afterwards" if block.get("fitted") else "")),
+        ("width, teacher to student", f"{short(block.get('teacher_dim'))} to {short(block.get('dim'))}"),
+        ("directions that it sees", f"{short(block.get('seen'))} of {short(block.get('directions'))}"),
+        ("stretch, least and most", f"{short(stretch.get('min'))} to {short(stretch.get('max'))} of the mean"),
+        (
+            "distance from keeping angles",
+            f"{short(block.get('distance'))}, by direction {short(block.get('distance_rms'))}",
+        ),
+        ("teacher's variance that it sees", short(block.get("variance_kept"))),
+        ("mean change of a pair's cosine", _with_ends(block.get("cosine_change"))),
+        ("the same without the mean picture", _with_ends(block.get("cosine_change_centred"))),
+        ("pictures in pairs", short(block.get("pair_pictures"))),
+    ]
+    return [(what, value) for what, value in told if value]
+
+
+def _with_ends(told) -> str:
+    ends = pair(table(told).get("interval"))
+    return short(table(told).get("value")) + (f" ({short(ends[0])} to {short(ends[1])})" if ends else "")
 
 
 def corruption_of(block: dict) -> dict[str, Any]:
@@ -157,12 +210,18 @@ def corruption_of(block: dict) -> dict[str, Any]:
         "pictures": number(block.get("pictures")),
         "agreement": number(block.get("agreement")),
         "relative_error": number(block.get("relative_error")),
-        "relative_gap": number(block.get("relative_gap")),
+        "lost": _lost(table(block.get("gap"))),
         "severity": _by_severity(block, what),
         "each": pairs("By corruption", lines, f"{what}; ring: teacher, dot: student") if lines else "",
         "rows": rows,
         "notes": texts(block.get("notes")),
     }
+
+
+def _lost(gap: dict) -> str:
+    """What corruption costs each network, in words. A ratio of the two says nothing where one of them is about 0."""
+    teacher, student = (number(gap.get(who)) for who in NETWORKS)
+    return f"the student {share(student)}, the teacher {share(teacher)}" if None not in (teacher, student) else ""
 
 
 def _by_severity(block, what):

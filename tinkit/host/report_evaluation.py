@@ -17,7 +17,7 @@ from tinkit.host.evaluate.measure import HIGHER, Measure
 from tinkit.host.provenance import provenance_of
 from tinkit.host.report_album import Album
 from tinkit.host.report_page import page_of
-from tinkit.host.report_text import finite, flat, short, table, text
+from tinkit.host.report_text import finite, flat, number, short, table, text
 from tinkit.workspace import RUN_RECORD
 
 PAGE, TEMPLATE = "evaluation.html", "evaluation.html.j2"
@@ -39,6 +39,7 @@ QUESTIONS = (  # what is asked, the measures that answer it (the first one that 
     ("Holds when pictures get worse", ("corruption", "domain"), "--corruptions, or --domains FOLDER"),
     ("Knows what it does not know", ("auroc",), "--ood FOLDER"),
 )
+BETTER, LOST, LESS_TO_LOSE = "better", "corruption_gap", "less, but it had less to lose"
 PLAIN = ("classes", "skipped")  # of `pictures`: told in words of their own
 
 
@@ -131,13 +132,24 @@ def _groups(found: Evaluation, with_teacher: bool) -> list[tuple[str, list[dict[
         for measure in found.measures
         if finite(measure.student) and (measure.teacher is not None) == with_teacher
     ]
-    groups = list(dict.fromkeys(measure.group for measure in listed))
-    return [(GROUPS.get(group, group), [_row(one) for one in listed if one.group == group]) for group in groups]
+    less = _less_to_lose(table(found.corruption))
+    rows = [(one.group, _row(one, LESS_TO_LOSE if one.name == LOST and less else "")) for one in listed]
+    groups = list(dict.fromkeys(group for group, _ in rows))
+    return [(GROUPS.get(group, group), [row for its, row in rows if its == group]) for group in groups]
 
 
-def _row(measure: Measure) -> dict[str, Any]:
-    """One measure as the template wants it; `way` says whether the change is more than another draw of pictures."""
+def _less_to_lose(corruption: dict) -> bool:
+    """Whether the student is right less often than its teacher on clean pictures, so that losing less is no praise."""
+    clean = table(corruption.get("clean"))
+    teacher, student = number(clean.get("teacher")), number(clean.get("student"))
+    return teacher is not None and student is not None and student < teacher
+
+
+def _row(measure: Measure, instead="") -> dict[str, Any]:
+    """One measure as the template wants it; `way` says whether the change is more than another draw of pictures, `instead`
+    replaces a "better" that would be praise for the wrong thing."""
     change = measure.student - measure.teacher if measure.teacher is not None else None
+    way = _way(change, measure)
     return {
         "name": measure.name,
         "title": measure.title,
@@ -148,7 +160,7 @@ def _row(measure: Measure) -> dict[str, Any]:
         "interval": measure.interval,
         "change": change,
         "change_interval": measure.change,
-        "way": _way(change, measure),
+        "way": instead if instead and way == BETTER else way,
     }
 
 
@@ -158,4 +170,4 @@ def _way(change, measure: Measure) -> str:
     low, high = measure.change
     if low <= 0 <= high:
         return "no clear change"
-    return "better" if (low > 0) == (measure.better == HIGHER) else "worse"
+    return BETTER if (low > 0) == (measure.better == HIGHER) else "worse"

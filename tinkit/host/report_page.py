@@ -63,9 +63,15 @@ def _environment() -> jinja2.Environment:
         share=share,
         limit_of=limit_of,
         arrow=arrow,
+        breaks=breaks,
         slug=lambda text: str(said(text)).replace(" ", "-"),
     )
     return environment
+
+
+def breaks(name) -> Markup:
+    """A file's name that may be broken behind its folders."""
+    return Markup("/<wbr>").join(str(said(name)).split("/"))
 
 
 def arrow(hop) -> str:

@@ -40,7 +40,9 @@ def find_report(source):
         source = os.fspath(source)
         path = os.path.join(source, JSON) if os.path.isdir(source) else source
         if not os.path.isfile(path):
-            raise TinkitError("There is no report here.", where=path, next_step="tinkit profile writes one")
+            below = sorted(glob.glob(os.path.join(glob.escape(source), "*", JSON)))
+            found = ", ".join(f"tinkit report {os.path.dirname(one)}" for one in below[:4])
+            raise TinkitError("There is no report here.", where=path, next_step=found or "tinkit profile writes one")
         return path
     found = []
     for path in glob.glob(os.path.join(workspace.RUNS, "**", JSON), recursive=True):
