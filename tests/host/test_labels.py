@@ -43,6 +43,8 @@ def test_a_csv_may_have_a_header_empty_labels_absolute_paths_and_strangers(tmp_p
         ("a/1.jpg\n", "not path,label"),
         ("gone.jpg,dog\n", "names no usable picture with a label"),
         ("\xff\xfe".encode("latin-1"), "cannot be read"),
+        ("path,label\na.jpg,café\n".encode("latin-1"), "no UTF-8"),
+        ("path,label\na.jpg,cat\n".encode("utf-16"), "no UTF-8"),
         (None, "cannot be read"),
     ],
 )

@@ -331,6 +331,11 @@ def test_names_that_are_no_utf_8_go_the_whole_road(prepared, tmp_path):
     assert len(page_of(found).all("img")) == 3
     table = (tmp_path / "out" / "selection.csv").read_bytes()
     assert table.count(b"\xff\x01\n") == 6  # path and link
+    filled = tmp_path / "labels.csv"
+    filled.write_bytes(table.replace(b'.jpg",,1,', b'.jpg",cat,1,').replace(b'.jpg",,2,', b'.jpg",dog,2,'))
+    by_name = {one.name: one.rank for one in found.chosen}
+    read = read_labels(str(filled), list(scan(odd).usable), str(odd))
+    assert {by_name[name]: read.classes[number] for name, number in read.by_name.items()} == {1: "cat", 2: "dog"}
     assert all(os.path.isfile(tmp_path / "out" / "pictures" / one.link) for one in found.chosen)
 
 

@@ -90,11 +90,16 @@ def _from_csv(path, pictures, root):
     found: dict[str, str] = {}
     unknown = []
     try:
-        with open(path, newline="", encoding="utf-8-sig") as handle:
+        with open(
+            path, newline="", encoding="utf-8-sig", errors="surrogateescape"
+        ) as handle:  # a file name may be no UTF-8
             rows = [(number, row) for number, row in enumerate(csv.reader(handle), 1) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, csv.Error) as error:
         raise TinkitError("The file of labels cannot be read.", where=path, seen=str(error)) from None
     for number, row in rows:
+        if not _is_text(row[min(1, len(row) - 1)]):
+            raise TinkitError("The file of labels cannot be read.", where=f"{path}, line {number}",
+                              seen="a label that is no UTF-8", next_step="save it as UTF-8")  # fmt: skip
         if len(row) < 2:
             raise TinkitError(
                 "A line of labels is not path,label.",
@@ -121,3 +126,8 @@ def _from_csv(path, pictures, root):
             next_step=f"lines of path,label with paths relative to {root}, such as {pictures[0].name},{EXAMPLE}",
         )
     return found, len(unknown)
+
+
+def _is_text(label) -> bool:
+    """Whether it was UTF-8 (no byte had to be escaped), and not UTF-16 either."""
+    return not any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in label)
