@@ -29,6 +29,9 @@ def main():
     parser.add_argument("--name", default="report")
     parser.add_argument("--at", default="", help="id of the element to begin at")
     asked = parser.parse_args()
+    missing = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
+    if missing or not os.path.isfile(asked.page):
+        parser.error(f"not found: {', '.join(missing) or asked.page}")
     os.makedirs(asked.out, exist_ok=True)
     for room, (width, height) in SIZES.items():
         for scheme in ("light", "dark"):
@@ -52,9 +55,12 @@ def taken(address, width, height, scheme, at) -> Image.Image:
         driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
         driver.get(address)
         top = driver.execute_script(
-            "const at = document.getElementById(arguments[0]); return at ? at.getBoundingClientRect().top + scrollY : 0",
+            "const at = document.getElementById(arguments[0]) ?? (arguments[0] ? null : document.documentElement);"
+            "return at && at.getBoundingClientRect().top + scrollY",
             at,
         )
+        if top is None:
+            raise SystemExit(f"the page has no element with the id {at}")
         clip = {"x": 0, "y": top, "width": width, "height": height, "scale": 1}
         found = driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
         return Image.open(io.BytesIO(base64.b64decode(found["data"]))).convert("RGB")
