@@ -172,11 +172,20 @@ def test_a_chart_tells_its_values_to_the_keyboard_and_to_the_pointer(driver, pag
     assert driver.execute_script(said) == "teacher: severity 0, right 0.910"
     press(driver, Keys.ARROW_RIGHT)
     assert driver.execute_script(said).startswith("teacher: severity 1, right")
+    far = (
+        "const tip = document.querySelector('.tip').getBoundingClientRect(), point = document.querySelector('.spot.on')"
+        ".getBoundingClientRect(); return Math.abs(tip.bottom - point.top)"
+    )
+    before = driver.execute_script(far)
+    driver.execute_script("scrollBy(0, 60)")
+    driver.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
+    assert driver.execute_script(said).startswith("teacher: severity 1, right")  # what is told stays beside its point
+    assert abs(driver.execute_script(far) - before) < 2
     press(driver, Keys.ESCAPE)
     assert driver.execute_script(said) == ""
     spot = driver.find_elements("css selector", f"{chart} .spot")[-1]
     driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", spot)
-    # a page that scrolls hides what it told, and says so only with the next frame
+    # a page that scrolls says so only with the next frame
     driver.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
     ActionChains(driver).move_to_element(spot).perform()
     assert driver.execute_script(said).startswith("student: severity 5, right")
