@@ -89,7 +89,7 @@ def measures(block: dict) -> list[Measure]:
             Measure(
                 "map_correlation",
                 GROUP,
-                "similarity maps",
+                "Similarity maps",
                 summary["mean"],
                 interval=tuple(summary["interval"]),
                 what="mean correlation of the two networks' similarity maps over all positions; 1 is equal",
