@@ -2,7 +2,7 @@
 
     python benchmarks/frames.py [--size 160]
 
-A graph that does nothing but take frames (tinkit.host.input_form) against Pillow's antialiased bicubic on the same frames.
+A graph that does nothing but take frames (tinkit.host.export.input_form) against Pillow's antialiased bicubic on the same frames.
 Each target's form runs where it can be run here: onnxruntime's and TensorRT's in onnxruntime, OpenVINO's in OpenVINO.
 """
 
@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from tinkit.device.pictures import Unreadable, frame_pixels, network_pixels_of_frame
 from tinkit.device.runtime import open_runtime
 from tinkit.host.demo_pictures import photographs
-from tinkit.host.input_form import with_input_form
+from tinkit.host.export.input_form import with_input_form
 from tinkit.pixels import Preprocessing
 from tinkit.target import Gate, Target
 

@@ -110,7 +110,7 @@ class Job:
 
 def resolved(settings):
     """The settings with tinkit's defaults for what rows tell apart; None stays None."""
-    from tinkit.host.settings import Settings
+    from tinkit.host.distill.settings import Settings
 
     if settings is None:
         return None

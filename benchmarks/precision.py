@@ -115,7 +115,7 @@ def embed(folder, paths):
     from tinkit.device.pictures import network_pixels
     from tinkit.device.runtime import open_runtime
     from tinkit.device.sitting import answer_exam
-    from tinkit.host.rehearsal import rehearsal_graph
+    from tinkit.host.export.rehearsal import rehearsal_graph
 
     bundle = open_bundle(folder)
     path, kind = bundle.model_path, "openvino" if bundle.target.runtime == "openvino" else "onnxruntime"

@@ -2,7 +2,7 @@
 
     python benchmarks/rehearsal.py [--write docs/rehearsal.md]
 
-Each operator is a graph of one or a few nodes, written in fp16 or bf16 by tinkit.host.half and run as its rehearsal; torch
+Each operator is a graph of one or a few nodes, written in fp16 or bf16 by tinkit.host.export.half and run as its rehearsal; torch
 runs the same operator on the same rounded inputs and weights with its own kernels for torch.float16 and torch.bfloat16.
 Inputs are ordinary (normal, sd 1) and large (normal, times the factor in the table, at most 60000). The difference is
 told in units of the last place (ulp) of the larger of both answers, the largest over all elements that are finite in
@@ -24,8 +24,8 @@ from method_table import write_page
 from onnx import TensorProto, helper, numpy_helper
 from torch.nn import functional
 
-from tinkit.host.half import to_half
-from tinkit.host.rehearsal import rehearsal_graph
+from tinkit.host.export.half import to_half
+from tinkit.host.export.rehearsal import rehearsal_graph
 
 TORCH_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 MANTISSA = {"fp16": 10, "bf16": 7}  # bits behind the point

@@ -156,7 +156,7 @@ def _head(width, height, titles, summary):
 
 
 def _panel(of_set, measure, title):
-    from tinkit.host.plots import nice_ticks
+    from tinkit.host.report.plots import nice_ticks
 
     budgets = of_set["budgets"]
     lows, highs = [], []

@@ -23,12 +23,12 @@ from torch import nn
 
 from tinkit import files
 from tinkit.bundle import MODEL
-from tinkit.host.exam import exam_of_folder
-from tinkit.host.export import count_macs, write_fp32
-from tinkit.host.gate import Draft, host_gate, student_answers
-from tinkit.host.graph_truth import graph_truth
-from tinkit.host.graphs import node_macs
-from tinkit.host.precision import write_precision
+from tinkit.host.export.command import count_macs, write_fp32
+from tinkit.host.export.exam import exam_of_folder
+from tinkit.host.export.gate import Draft, host_gate, student_answers
+from tinkit.host.export.graph_truth import graph_truth
+from tinkit.host.export.graphs import node_macs
+from tinkit.host.export.precision import write_precision
 from tinkit.host.student import PROVEN, build_student
 from tinkit.pixels import normalise
 from tinkit.recipes import load_target

@@ -198,7 +198,7 @@ def test_a_job_survives_its_way_to_another_process():
 
 
 def test_every_row_is_something_that_distill_takes():
-    from tinkit.host.settings import Settings
+    from tinkit.host.distill.settings import Settings
 
     assert not [name for name in (*ROWS, *STUDY) if "," in name]  # --rows has commas between
     for settings, seeds in [*ROWS.values(), *STUDY.values()]:

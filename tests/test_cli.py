@@ -17,8 +17,8 @@ import tinkit as package
 from tinkit import cli as cli_module
 from tinkit.bundle import write_bundle
 from tinkit.cli import cli
-from tinkit.host import export as exports
-from tinkit.host.precision import Plan, write_precision
+from tinkit.host.export import command as exports
+from tinkit.host.export.precision import Plan, write_precision
 
 
 def process(*arguments, cwd, **environment):
@@ -74,7 +74,7 @@ def test_help_imports_nothing_heavy():
 def test_defaults_in_the_help_are_the_defaults():
     from dataclasses import fields
 
-    from tinkit.host.settings import Settings
+    from tinkit.host.distill.settings import Settings
 
     text = {option.name: option.help or "" for option in cli.commands["distill"].params if hasattr(option, "help")}
     for field in fields(Settings):
@@ -247,7 +247,7 @@ def test_without_healing_a_failed_gate_ends_with_3_at_once(export, monkeypatch):
     def forbidden(*_, **__):
         raise AssertionError("nothing may be ranked or healed")
 
-    monkeypatch.setattr("tinkit.host.settle.heal", forbidden)
+    monkeypatch.setattr("tinkit.host.export.settle.heal", forbidden)
     code, out, said = export("--target", "onnx-fp16", "--no-heal")
     assert code == 3
     assert re.search(r"^failed     student -> onnx.*first node that is not finite is backbone.stem.0/Conv", out, re.M)
@@ -259,7 +259,7 @@ def test_a_graph_that_is_not_in_the_precision_asked_for_ends_with_3(export, monk
     def lazy(fp32, target, plan=None, ranges=None):
         return write_precision(fp32, replace(target, precision="fp32"), Plan())
 
-    monkeypatch.setattr("tinkit.host.settle.write_precision", lazy)
+    monkeypatch.setattr("tinkit.host.export.settle.write_precision", lazy)
     code, out, _ = export("--target", "trt-fp16")
     assert code == 3
     assert re.search(r"^failed     precision: 0\.00% of the MACs in fp16, the floor is 90\.00%", out, re.M)

@@ -14,7 +14,7 @@ from tinkit import cli as cli_module
 from tinkit.cli import cli
 from tinkit.errors import EXIT_GATE, EXIT_NO_VERDICT, EXIT_USAGE, EXIT_USER
 from tinkit.fidelity import FAILED, NOT_JUDGED, PASSED
-from tinkit.host.matrix import Matrix
+from tinkit.host.board.matrix import Matrix
 
 COMMANDS = ("profile", "doctor", "clocks", "compare", "matrix", "report")
 
@@ -319,7 +319,7 @@ def test_several_reports_are_one_page(tinkit, reports, tmp_path):
 
 
 def test_a_matrix_tells_every_cell_and_ends_with_its_worst(tinkit, reports, monkeypatch):
-    from tinkit.host.report import load_report
+    from tinkit.host.report.command import load_report
 
     found = Matrix(
         [load_report(reports("one"))], [("trt-int8", "MAXN_SUPER", "it needs a reboot")], "page.html", EXIT_NO_VERDICT

@@ -12,7 +12,7 @@ from report_parts import Page
 from sshd_parts import NAME, NO_SSHD, Sshd, bare_python
 
 from tinkit.fidelity import PASSED
-from tinkit.host.report_text import short
+from tinkit.host.report.text import short
 
 AWKWARD = """a b"c'd$(touch ran)`touch ran`;touch ran|touch ran & ${HOME} $$HOME $(shell touch ran) #*? * \\n %"""
 BASH = "SHELL := /bin/bash\n.SHELLFLAGS := -euo pipefail -c\n"

@@ -14,7 +14,7 @@ from product_parts import finished_run, make, quick_profile, tinkit_command
 
 from tinkit.budget import check_budget
 from tinkit.device.scenarios import parse_scenario
-from tinkit.host.compare import parse_rules
+from tinkit.host.report.compare import parse_rules
 from tinkit.settings_file import PROFILE, SETTINGS_FILE, read_section
 
 PRODUCT = Path(ROOT) / "docs/product"

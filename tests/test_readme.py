@@ -93,7 +93,7 @@ def test_the_settings_example_is_valid():
     else:
         import tomli as tomllib
     from tinkit.budget import check_budget
-    from tinkit.host.settings import Settings
+    from tinkit.host.distill.settings import Settings
 
     (example,) = blocks("toml")
     values = tomllib.loads(example)

@@ -28,8 +28,8 @@ def pages(tmp_path_factory):
     from dataclasses import replace
 
     from tinkit import files
-    from tinkit.host.report import report
-    from tinkit.host.report_evaluation import evaluation_page
+    from tinkit.host.report.command import report
+    from tinkit.host.report.evaluation import evaluation_page
 
     root = tmp_path_factory.mktemp("pages")
     write_pictures(root / "pictures")

@@ -7,16 +7,16 @@ The functions below have the names of the commands and return frozen results. Th
 __version__ = "0.1.0"
 
 _HOMES = {
-    "distill": "tinkit.host.distill",
-    "export": "tinkit.host.export",
+    "distill": "tinkit.host.distill.command",
+    "export": "tinkit.host.export.command",
     "profile": "tinkit.host.profile",
-    "report": "tinkit.host.report",
-    "compare": "tinkit.host.compare",
-    "matrix": "tinkit.host.matrix",
+    "report": "tinkit.host.report.command",
+    "compare": "tinkit.host.report.compare",
+    "matrix": "tinkit.host.board.matrix",
     "evaluate": "tinkit.host.evaluate.command",
     "select": "tinkit.host.select",
-    "head": "tinkit.host.head",
-    "card": "tinkit.host.card",
+    "head": "tinkit.host.head.command",
+    "card": "tinkit.host.report.card",
     "predict": "tinkit.device.predict",
     "open_bundle": "tinkit.bundle",
     "TinkitError": "tinkit.errors",

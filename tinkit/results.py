@@ -32,7 +32,7 @@ class DistillResult:
 class ExportResult:
     """A bundle and the verdict of its host gate and precision truth ("passed", "failed" or "not judged").
 
-    healing: by step ("fp16", "int8"), what went back to higher precision and why (tinkit.host.heal.Healing as JSON).
+    healing: by step ("fp16", "int8"), what went back to higher precision and why (tinkit.host.export.heal.Healing as JSON).
     """
 
     bundle: str

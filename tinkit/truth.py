@@ -3,7 +3,7 @@
 An engine that was asked for fp16 may be fp32 and say nothing. So shares are counted: of layers, and of MACs
 (multiply-accumulates of Conv, ConvTranspose, Gemm and MatMul with constant weights). The verdict is about MACs: a share
 at the target's floor passes, below it fails, and where too much stays unknown there is none. Here the verdict and what
-engines and OpenVINO tell about themselves; `tinkit.host.graph_truth` counts an ONNX graph. Not seen here: what a kernel
+engines and OpenVINO tell about themselves; `tinkit.host.export.graph_truth` counts an ONNX graph. Not seen here: what a kernel
 accumulates in.
 
 The engine inspector's JSON. Certain, from NVIDIA's documents: {"Layers": [...], "Bindings": [names]} up to TensorRT 10,

@@ -13,7 +13,7 @@ import zipfile
 from pathlib import Path
 
 from tinkit.device.wire import Reader, StreamEnded, write_frame
-from tinkit.host.agent_file import agent_file
+from tinkit.host.board.agent_file import agent_file
 
 PATIENCE_S = 60
 

@@ -10,7 +10,7 @@ import torch
 from tinkit import files
 from tinkit.fidelity import NOT_JUDGED, Fidelity
 from tinkit.host import run as runs
-from tinkit.host.exam import exam_of_folder
+from tinkit.host.export.exam import exam_of_folder
 from tinkit.host.student import build_student
 from tinkit.host.weights import write_weights
 from tinkit.pixels import normalise

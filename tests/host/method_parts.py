@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import torch
 
+from tinkit.host.distill.pair import Batch, Pair, Side, Tap
 from tinkit.host.features import Features
-from tinkit.host.pair import Batch, Pair, Side, Tap
 
 STUDENT = Side(5, 5, (2, 3), (Tap("s1", 3, (4, 6)), Tap("s2", 4, (2, 3))))
 TEACHER = Side(7, 7, (2, 3), (Tap("t0", 4, (8, 8)), Tap("t1", 5, (5, 5)), Tap("t2", 6, (3, 3))))

@@ -4,8 +4,8 @@ import pytest
 from sshd_parts import quick_device
 
 from tinkit.errors import TinkitError
-from tinkit.host import connection
-from tinkit.host.board_run import profile_on
+from tinkit.host.board import connection
+from tinkit.host.board.run import profile_on
 
 
 def impatient(monkeypatch, tmp_path):

@@ -12,8 +12,8 @@ from PIL import Image
 from tinkit import files
 from tinkit.bundle import Exam, write_bundle
 from tinkit.fidelity import PASSED, compare_answers
-from tinkit.host.report import report
-from tinkit.host.report_page import page_script
+from tinkit.host.report.command import report
+from tinkit.host.report.page import page_script
 from tinkit.pixels import Preprocessing
 from tinkit.results import Latency, Report
 from tinkit.target import Gate, Target

@@ -5,7 +5,7 @@ import itertools
 import timm
 import torch
 
-from tinkit.host import distill as distill_module
+from tinkit.host.distill import command as distill_module
 from tinkit.host.weights import write_weights
 
 TEACHER = STUDENT = "test_efficientnet"

@@ -5,10 +5,10 @@ import pytest
 from graph_parts import make_model, overflowing, quantised, run
 
 from tinkit.errors import TinkitError
-from tinkit.host import activations as module
-from tinkit.host.activations import activation_names, activations, compare_activations
-from tinkit.host.half import to_half
-from tinkit.host.rehearsal import rehearsal_graph
+from tinkit.host.export import activations as module
+from tinkit.host.export.activations import activation_names, activations, compare_activations
+from tinkit.host.export.half import to_half
+from tinkit.host.export.rehearsal import rehearsal_graph
 
 
 def chain(scale=1.0, length=6):

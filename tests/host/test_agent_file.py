@@ -12,8 +12,8 @@ import zipfile
 import pytest
 
 import tinkit
-from tinkit.host import agent_file as module
-from tinkit.host.agent_file import MAIN, PACKAGE, agent_file
+from tinkit.host.board import agent_file as module
+from tinkit.host.board.agent_file import MAIN, PACKAGE, agent_file
 
 BLOCKED = ("torch", "torchvision", "timm", "lightning_fabric", "onnx", "onnxscript", "safetensors", "sklearn", "PIL",
            "click", "rich", "tomli", "tomllib", "onnxruntime", "tensorrt", "openvino")  # fmt: skip

@@ -13,7 +13,7 @@ from tinkit import recipes
 from tinkit.device.board import machine
 from tinkit.device.hello import hello
 from tinkit.device.jetson import board_facts
-from tinkit.host.board_doctor import examine_board
+from tinkit.host.board.doctor import examine_board
 from tinkit.host.doctor import MISSING, OK, TROUBLE, Finding
 
 PROFILES = Path(__file__).parents[2] / "profiles"

@@ -1,7 +1,7 @@
 """Every TensorRT target of every student that tinkit names is taken by a real parser and builder, without a GPU.
 
 TensorRT-RTX 1.7 is of TensorRT 11's generation: it proves the strongly typed graphs, and of those for TensorRT 8 that they
-are sound; what an old parser reads is held against its lists (tinkit.host.legality).
+are sound; what an old parser reads is held against its lists (tinkit.host.export.legality).
 """
 
 import numpy as np
@@ -11,12 +11,12 @@ import torch
 from export_parts import students_benchmark
 
 from tinkit import recipes
-from tinkit.host.calibration import calibrate
-from tinkit.host.check_build import check_build
-from tinkit.host.export import check_legal, write_fp32
-from tinkit.host.graph_truth import graph_truth
-from tinkit.host.graphs import node_macs
-from tinkit.host.precision import write_precision
+from tinkit.host.export.calibration import calibrate
+from tinkit.host.export.check_build import check_build
+from tinkit.host.export.command import check_legal, write_fp32
+from tinkit.host.export.graph_truth import graph_truth
+from tinkit.host.export.graphs import node_macs
+from tinkit.host.export.precision import write_precision
 from tinkit.host.student import build_student
 from tinkit.pixels import normalise
 

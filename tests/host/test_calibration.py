@@ -7,8 +7,8 @@ import pytest
 from int8_parts import Net, pictures, run, small_cnn
 
 from tinkit.errors import TinkitError
-from tinkit.host import calibration
-from tinkit.host.calibration import BINS, CALIBRATIONS, calibrate, entropy_limit
+from tinkit.host.export import calibration
+from tinkit.host.export.calibration import BINS, CALIBRATIONS, calibrate, entropy_limit
 
 FEW = calibration.FEW * BINS
 

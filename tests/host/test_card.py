@@ -11,8 +11,8 @@ from card_parts import RUN_ID, a_run, evaluation_of, record_of
 from tinkit import files
 from tinkit.bundle import open_bundle
 from tinkit.errors import TinkitError
-from tinkit.host.card import card
-from tinkit.host.card_text import code, plain
+from tinkit.host.report.card import card
+from tinkit.host.report.card_text import code, plain
 
 HOSTILE = "a|b `c` <script>alert(1)</script> *d* [e](http://f)\n---\n# g \udce9"
 

@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tinkit.errors import CannotJudge, TinkitError
-from tinkit.host.check_build import _end, check_build
+from tinkit.host.export.check_build import _end, check_build
 from tinkit.target import Batch, Gate, Target
 
 WIDTH = 16
@@ -190,7 +190,7 @@ def test_the_end_of_the_process_is_told():
 
 
 def test_a_builder_that_dies_of_a_model_is_the_model_s_error(tmp_path, monkeypatch):
-    monkeypatch.setattr("tinkit.host.check_build.find_builder", lambda: None)
+    monkeypatch.setattr("tinkit.host.export.check_build.find_builder", lambda: None)
     monkeypatch.setattr("subprocess.run", lambda *_, **__: SimpleNamespace(returncode=-11, stdout="", stderr=""))
     with pytest.raises(TinkitError, match="ended on this model") as error:
         check_build(tmp_path / "model.onnx", target())

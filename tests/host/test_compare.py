@@ -10,7 +10,7 @@ from report_parts import latency, small_bundle, small_report
 import tinkit
 from tinkit.errors import EXIT_NO_VERDICT, CannotJudge, TinkitError
 from tinkit.fidelity import FAILED, NOT_JUDGED, PASSED
-from tinkit.host.compare import BETTER, CHANGED, COMPARED, NOISE, SAME, WORSE, Change, compare, parse_rules
+from tinkit.host.report.compare import BETTER, CHANGED, COMPARED, NOISE, SAME, WORSE, Change, compare, parse_rules
 
 
 @pytest.fixture(scope="module")

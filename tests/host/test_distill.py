@@ -19,14 +19,14 @@ from small_pair import SMALL, STUDENT, stopped_after, teacher_weights
 import tinkit
 from tinkit import files
 from tinkit.errors import Interrupted, TinkitError
-from tinkit.host import checkpoint
-from tinkit.host import distill as distill_module
-from tinkit.host import prepare as prepare_module
+from tinkit.host.distill import checkpoint
+from tinkit.host.distill import command as distill_module
+from tinkit.host.distill import prepare as prepare_module
+from tinkit.host.distill.loop import Cached, Live, Plan, learning_rate
+from tinkit.host.distill.settings import Settings
 from tinkit.host.features import Features
-from tinkit.host.loop import Cached, Live, Plan, learning_rate
 from tinkit.host.progress import Progress
 from tinkit.host.run import load_run
-from tinkit.host.settings import Settings
 from tinkit.host.teacher import TimmTeacher
 from tinkit.host.views import collate, normalise_on_device
 
@@ -167,7 +167,7 @@ import time
 import torch
 torch.set_num_threads(1)
 import tinkit
-from tinkit.host import loop
+from tinkit.host.distill import loop
 {patch}
 tinkit.distill({photos!r}, out={out!r}, **{settings!r})
 """
@@ -416,6 +416,6 @@ def test_a_damaged_checkpoint_is_refused(photos, pair, tmp_path, monkeypatch):
 
 
 def test_neighbours_mean_something_in_a_small_set():
-    from tinkit.host.heldout import neighbours
+    from tinkit.host.distill.heldout import neighbours
 
     assert [neighbours(n) for n in (2, 8, 15, 41, 512)] == [1, 1, 3, 10, 10]

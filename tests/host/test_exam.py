@@ -10,8 +10,8 @@ from PIL import Image, PngImagePlugin
 from tinkit.bundle import Exam
 from tinkit.device.pictures import network_pixels
 from tinkit.errors import TinkitError
-from tinkit.host import exam as exams
-from tinkit.host.exam import exam_of_folder, make_exam, strip_metadata
+from tinkit.host.export import exam as exams
+from tinkit.host.export.exam import exam_of_folder, make_exam, strip_metadata
 from tinkit.pixels import Preprocessing
 
 WHOLE = Preprocessing(48, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), crop_pct=1.0)

@@ -16,8 +16,8 @@ from tinkit.bundle import open_bundle
 from tinkit.device import engine
 from tinkit.errors import TinkitError
 from tinkit.fidelity import FAILED, NOT_JUDGED, PASSED
-from tinkit.host import export as exports
-from tinkit.host.export import count_macs, export
+from tinkit.host.export import command as exports
+from tinkit.host.export.command import count_macs, export
 from tinkit.host.run import load_run
 from tinkit.host.student import KNOWN_FAILURES, PROVEN
 from tinkit.recipes import load_target

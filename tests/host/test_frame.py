@@ -15,10 +15,10 @@ from tinkit.device.runtime import OnnxRuntime
 from tinkit.device.sitting import NO_FRAMES, network_input
 from tinkit.errors import TinkitError
 from tinkit.fidelity import FAILED, NOT_JUDGED, PASSED
-from tinkit.host.export import export
-from tinkit.host.frame import LEFT_OUT, framed, without_frame
-from tinkit.host.input_form import with_resize
-from tinkit.host.precision import Written
+from tinkit.host.export.command import export
+from tinkit.host.export.frame import LEFT_OUT, framed, without_frame
+from tinkit.host.export.input_form import with_resize
+from tinkit.host.export.precision import Written
 from tinkit.host.run import load_run
 from tinkit.pixels import Preprocessing
 from tinkit.target import Gate
@@ -97,7 +97,7 @@ def test_a_strict_gate_of_the_frame_fails_though_the_network_is_right(run, tmp_p
 
 @pytest.mark.slow
 def test_a_resize_that_looks_elsewhere_fails_a_gate_that_fits(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("tinkit.host.input_form.crop_of", lambda frame, share: (0, 0, 40))
+    monkeypatch.setattr("tinkit.host.export.input_form.crop_of", lambda frame, share: (0, 0, 40))
     result = export(run, frame_target(), out=tmp_path / "bundle")
     assert {hop.verdict for hop in frames_of(result)} == {FAILED}
 

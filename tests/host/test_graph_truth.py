@@ -7,8 +7,8 @@ from onnx import TensorProto, helper, numpy_helper
 from small_parts import reduced_target
 
 from tinkit.fidelity import FAILED, NOT_JUDGED, PASSED
-from tinkit.host.graph_truth import graph_truth
-from tinkit.host.half import to_half
+from tinkit.host.export.graph_truth import graph_truth
+from tinkit.host.export.half import to_half
 
 # 8 x 8 pixels: stem 16*3*9*64, block 16*16*64 and head 16*8 multiply-accumulates
 MACS = {"stem/Conv": 27648, "block/Conv": 16384, "head/MatMul": 128}

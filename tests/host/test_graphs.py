@@ -9,11 +9,11 @@ from graph_parts import graph_model, make_model, overflowing, quantised
 from onnx import TensorProto
 from torch.utils.flop_counter import FlopCounterMode
 
-from tinkit.host import graphs
+from tinkit.host.export import graphs
+from tinkit.host.export.graphs import constant_names, node_macs, tensor_types, weight_of, weight_sources
+from tinkit.host.export.half import to_half
+from tinkit.host.export.to_onnx import student_to_onnx
 from tinkit.host.features import backbone_features
-from tinkit.host.graphs import constant_names, node_macs, tensor_types, weight_of, weight_sources
-from tinkit.host.half import to_half
-from tinkit.host.to_onnx import student_to_onnx
 
 
 def products(opset=20):

@@ -11,9 +11,9 @@ from onnx import TensorProto, helper, numpy_helper
 from small_parts import small_target
 
 from tinkit.errors import TinkitError
-from tinkit.host.graphs import tensor_types
-from tinkit.host.half import ALWAYS_FP32, to_half
-from tinkit.host.rehearsal import rehearsal_graph
+from tinkit.host.export.graphs import tensor_types
+from tinkit.host.export.half import ALWAYS_FP32, to_half
+from tinkit.host.export.rehearsal import rehearsal_graph
 from tinkit.target import Batch
 
 FLOAT, FP16, BF16 = FLOATS

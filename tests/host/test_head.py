@@ -19,9 +19,9 @@ from tinkit.device.predict import predict
 from tinkit.errors import Interrupted, TinkitError
 from tinkit.fidelity import FAILED, NOT_JUDGED, PASSED
 from tinkit.host.evaluate.rows import Rows
-from tinkit.host.head import head
-from tinkit.host.head_files import put_head, read_head
-from tinkit.host.head_labels import from_labels
+from tinkit.host.head.command import head
+from tinkit.host.head.files import put_head, read_head
+from tinkit.host.head.labels import from_labels
 from tinkit.host.run import load_run
 from tinkit.settings_file import EXPORT, HEAD, read_section
 
@@ -245,7 +245,7 @@ def test_below_the_limit_a_head_is_refused_and_an_older_one_of_its_name_is_gone(
     ],
 )
 def test_wrong_wishes_are_said_before_the_work(run, colours, given, words, monkeypatch):
-    monkeypatch.setattr("tinkit.host.head.sort_pictures", lambda *given: pytest.fail("the work began"))
+    monkeypatch.setattr("tinkit.host.head.command.sort_pictures", lambda *given: pytest.fail("the work began"))
     with pytest.raises(TinkitError, match=words):
         head(run, **{"data": colours, **given}, quiet=True)
 
@@ -282,7 +282,7 @@ def test_damage_strangers_and_names_that_are_not_there_are_refused(run, labelled
 def test_a_kill_between_the_two_files_leaves_no_half_head(run, colours, tmp_path, monkeypatch):
     head(run, colours, out=tmp_path, workers=0, quiet=True)
     monkeypatch.setattr(
-        "tinkit.host.head_files.files.write_json", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt)
+        "tinkit.host.head.files.files.write_json", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     with pytest.raises(KeyboardInterrupt):
         head(run, colours, out=tmp_path, workers=0, quiet=True)
@@ -301,7 +301,7 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_no_head(run, colours, tmp_path, mon
     def stopped(*given):
         raise InterruptedError
 
-    monkeypatch.setattr("tinkit.host.head.Embedder.rows", stopped)
+    monkeypatch.setattr("tinkit.host.head.command.Embedder.rows", stopped)
     with pytest.raises(Interrupted, match="same command"):
         head(run, colours, out=tmp_path, workers=0, quiet=True)
     assert not (tmp_path / "head.json").exists()

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tinkit.host.heal import Suspect, Trial, heal
+from tinkit.host.export.heal import Suspect, Trial, heal
 
 NODES = [f"node{i}" for i in range(200)]
 

@@ -11,13 +11,13 @@ from onnx import TensorProto, numpy_helper
 
 from tinkit.device.openvino_runtime import OpenVinoRuntime
 from tinkit.errors import TinkitError
-from tinkit.host.calibration import calibrate
-from tinkit.host.check_build import check_build
-from tinkit.host.export import write_fp32
-from tinkit.host.graphs import node_macs
-from tinkit.host.half import to_half
-from tinkit.host.int8 import FORMS, quantisable, to_int8
-from tinkit.host.qdq import with_qdq
+from tinkit.host.export.calibration import calibrate
+from tinkit.host.export.check_build import check_build
+from tinkit.host.export.command import write_fp32
+from tinkit.host.export.graphs import node_macs
+from tinkit.host.export.half import to_half
+from tinkit.host.export.int8 import FORMS, quantisable, to_int8
+from tinkit.host.export.qdq import with_qdq
 from tinkit.host.student import build_student
 from tinkit.pixels import normalise
 from tinkit.recipes import load_target

@@ -6,11 +6,11 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from tinkit.host.half import to_half
-from tinkit.host.int8 import to_int8
-from tinkit.host.legality import OPERATORS_10, OPERATORS_85, OPERATORS_86, generation_of, problems
+from tinkit.host.export.half import to_half
+from tinkit.host.export.int8 import to_int8
+from tinkit.host.export.legality import OPERATORS_10, OPERATORS_85, OPERATORS_86, generation_of, problems
+from tinkit.host.export.to_onnx import student_to_onnx
 from tinkit.host.student import build_student
-from tinkit.host.to_onnx import student_to_onnx
 from tinkit.recipes import load_target
 
 STUDENTS = {

@@ -5,7 +5,7 @@ import importlib.metadata
 import pytest
 import timm
 
-from tinkit.host.licences import Licence, licence_of, package_licence, teacher_licence
+from tinkit.host.report.licences import Licence, licence_of, package_licence, teacher_licence
 from tinkit.host.teacher import PACKAGED
 
 

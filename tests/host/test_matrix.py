@@ -21,7 +21,7 @@ from tinkit.errors import (
     TinkitError,
 )
 from tinkit.fidelity import FAILED, NOT_JUDGED, PASSED
-from tinkit.host.matrix import matrix
+from tinkit.host.board.matrix import matrix
 
 
 @dataclass

@@ -8,10 +8,10 @@ import torch
 from method_parts import batch, leaves, pair
 from torch import nn
 
+from tinkit.host.distill.pair import Side
 from tinkit.host.methods.diffkd import DiffKD
 from tinkit.host.methods.diffkd_parts import Denoiser, NoiseAdapter, alphas_cumprod, ddim_schedule
 from tinkit.host.methods.lone_norm import BatchNorm2d
-from tinkit.host.pair import Side
 
 # Worked out apart from this code, in numpy: t, a_t, a_(t - 100), c_x, c_e.
 GOLDEN = [

@@ -9,8 +9,8 @@ import torch
 from method_parts import batch, features, pair
 from sklearn.decomposition import PCA
 
+from tinkit.host.distill.pair import Side
 from tinkit.host.methods.tcs import TCS
-from tinkit.host.pair import Side
 
 
 def teacher_rows(of, count=90, dtype=torch.float64):

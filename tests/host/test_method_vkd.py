@@ -5,8 +5,8 @@ import torch
 from method_parts import STUDENT, TEACHER, batch, leaves, pair
 from torch.nn import functional as F
 
+from tinkit.host.distill.pair import Side
 from tinkit.host.methods.vkd import PROJECTIONS, CholeskyProjection, HouseholderProjection, VkD, standardise, whiten
-from tinkit.host.pair import Side
 
 KINDS = list(PROJECTIONS)
 SHAPES = [(5, 9), (6, 6), (9, 5)]  # student narrower, as wide, wider than the teacher

@@ -6,10 +6,10 @@ import pytest
 import torch
 from method_parts import STUDENT, TEACHER, batch, leaves, pair
 
+from tinkit.host.distill.pair import Tap
 from tinkit.host.methods.afd import AFD, map_errors
 from tinkit.host.methods.at import AT, attention_error, attention_map
 from tinkit.host.methods.rtk import RTK, keep
-from tinkit.host.pair import Tap
 
 ALL = [AT, AFD, RTK]
 LEARNED = [AFD, RTK]

@@ -7,10 +7,10 @@ from method_parts import pair
 from scipy.stats import rankdata, spearmanr
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tinkit.host.distill.pair import Batch
 from tinkit.host.features import Features
 from tinkit.host.methods.cmkd import CMKD, PIECE, hard_rank, normalised_entropy, soft_rank, zscore
 from tinkit.host.methods.dist import pearson
-from tinkit.host.pair import Batch
 
 Z_S = torch.tensor([[2, 0.5, -1, 0], [0.1, 1.5, 0.3, -0.7], [-0.5, 0.2, 0.9, 1.1]], dtype=torch.float64)
 Z_T = torch.tensor([[3, 1, -2, 0.5], [-1, 2.5, 0, -0.5], [0, -1, 1, 3]], dtype=torch.float64)

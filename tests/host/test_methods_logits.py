@@ -7,6 +7,7 @@ from method_parts import batch, leaves, pair
 from scipy.special import log_softmax, logsumexp
 from scipy.stats import pearsonr
 
+from tinkit.host.distill.pair import Batch
 from tinkit.host.features import Features
 from tinkit.host.methods import dist
 from tinkit.host.methods.cmkd import CMKD
@@ -14,7 +15,6 @@ from tinkit.host.methods.dist import DIST
 from tinkit.host.methods.dkd import DKD, decoupled, target_classes
 from tinkit.host.methods.kd import KD, soft_kl
 from tinkit.host.methods.ofa import OFA, ofa_loss
-from tinkit.host.pair import Batch
 
 Z_S = torch.tensor([[2, 0.5, -1, 0], [0.1, 1.5, 0.3, -0.7], [-0.5, 0.2, 0.9, 1.1]], dtype=torch.float64)
 Z_T = torch.tensor([[3, 1, -2, 0.5], [-1, 2.5, 0, -0.5], [0, -1, 1, 3]], dtype=torch.float64)

@@ -7,12 +7,12 @@ import pytest
 import torch
 from method_parts import STUDENT, TEACHER, batch, leaves, pair
 
+from tinkit.host.distill.pair import Tap
 from tinkit.host.methods.cosine import Cosine
 from tinkit.host.methods.fitnet import FitNet
 from tinkit.host.methods.mse import MSE
 from tinkit.host.methods.proteus import Proteus, draw_mask
 from tinkit.host.methods.simkd import SimKD
-from tinkit.host.pair import Tap
 
 
 class WithPatches(Proteus):

@@ -9,13 +9,13 @@ import pytest
 import torch
 from method_parts import batch, leaves, pair
 
+from tinkit.host.distill.pair import Batch, Side
 from tinkit.host.features import Features
 from tinkit.host.methods import rkd
 from tinkit.host.methods.crd import CRD, EPS
 from tinkit.host.methods.pkt import PKT
 from tinkit.host.methods.rkd import RKD
 from tinkit.host.methods.sp import SP
-from tinkit.host.pair import Batch, Side
 
 MATRICES = [RKD, PKT, SP]
 ALL = [*MATRICES, CRD]

@@ -15,6 +15,7 @@ import torch
 from method_parts import batch, pair
 from torch.nn import functional as F
 
+from tinkit.host.distill.pair import Side, Tap
 from tinkit.host.methods import dist, pkt
 from tinkit.host.methods.at import AT
 from tinkit.host.methods.crd import CRD
@@ -23,7 +24,6 @@ from tinkit.host.methods.kd import KD
 from tinkit.host.methods.pkt import PKT
 from tinkit.host.methods.rkd import RKD
 from tinkit.host.methods.sp import SP
-from tinkit.host.pair import Side, Tap
 
 pytestmark = pytest.mark.slow
 

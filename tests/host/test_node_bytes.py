@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from graph_parts import graph_model, overflowing, quantised
 
-from tinkit.host.graphs import constant_names
-from tinkit.host.half import to_half
-from tinkit.host.node_bytes import node_bytes
+from tinkit.host.export.graphs import constant_names
+from tinkit.host.export.half import to_half
+from tinkit.host.export.node_bytes import node_bytes
 
 
 def small():

@@ -6,8 +6,8 @@ from method_parts import batch, pair
 from torch.nn import functional as F
 
 from tinkit.errors import TinkitError
+from tinkit.host.distill.objective import Objective, label_weight, parse_terms, trained_parts, wanted
 from tinkit.host.methods import ALIASES, METHODS, method_class, options_of
-from tinkit.host.objective import Objective, label_weight, parse_terms, trained_parts, wanted
 
 WORDS = {"local", "logits", "labels", "student_taps", "teacher_taps"}
 

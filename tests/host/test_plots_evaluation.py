@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from tinkit.host import plots_evaluation
-from tinkit.host.plots_evaluation import Loss, Pair
-from tinkit.host.report_blocks import coarser
+from tinkit.host.report import plots_evaluation
+from tinkit.host.report.blocks import coarser
+from tinkit.host.report.plots_evaluation import Loss, Pair
 
 
 def test_the_charts_of_losses_and_pairs_are_to_scale():

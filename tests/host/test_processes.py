@@ -10,9 +10,9 @@ import torch
 from method_parts import batch, pair
 from torch import nn
 
+from tinkit.host.distill.objective import Objective, Term
+from tinkit.host.distill.pair import Batch
 from tinkit.host.methods import METHODS, method_class
-from tinkit.host.objective import Objective, Term
-from tinkit.host.pair import Batch
 
 GATHERED = {
     "tintem": {"mapping": "learned", "center": True, "cosines_weight": 1.0},

@@ -9,7 +9,7 @@ import pytest
 from card_parts import TEACHER, VERSIONS, record_of
 
 from tinkit.host.images import Picture, scan
-from tinkit.host.provenance import listing_sha256, provenance_of
+from tinkit.host.report.provenance import listing_sha256, provenance_of
 
 MANIFEST = {
     "name": "small-onnx-fp32",

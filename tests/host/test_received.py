@@ -20,8 +20,8 @@ from tinkit.cli import cli
 from tinkit.device.latency import PERCENTILES, summary
 from tinkit.errors import TinkitError
 from tinkit.fidelity import FAILED, NOT_JUDGED, PASSED
-from tinkit.host.compare import UNLIKE, compare
-from tinkit.host.received import checked_report
+from tinkit.host.board.received import checked_report
+from tinkit.host.report.compare import UNLIKE, compare
 
 TRUTH = {"subject": "engine", "precision": "fp16", "layers": {"fp16": 1.0}, "macs": {"fp16": 0.95, "fp32": 0.05}, "floor": 0.9,
          "verdict": PASSED, "reason": "", "notes": [], "weights": {}, "computed": ""}  # fmt: skip

@@ -8,9 +8,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tinkit.errors import TinkitError
 from tinkit.fidelity import FAILED, PASSED, compare_answers
-from tinkit.host.graphs import tensor_types
-from tinkit.host.half import to_half
-from tinkit.host.rehearsal import probed, rehearsal_graph
+from tinkit.host.export.graphs import tensor_types
+from tinkit.host.export.half import to_half
+from tinkit.host.export.rehearsal import probed, rehearsal_graph
 from tinkit.target import Gate
 
 LOOSE = Gate(min_cosine=0.9, max_error_share=0.9)

@@ -11,8 +11,8 @@ from remote_parts import impatient, on
 from sshd_parts import PRELUDE, at_a_terminal, board_bundle, fake_far_side, program, quick_device, wait_until
 
 from tinkit.errors import Interrupted, TinkitError
-from tinkit.host import agent_start, remote, ssh_errors
-from tinkit.host.board_run import profile_on
+from tinkit.host.board import agent_start, remote, ssh_errors
+from tinkit.host.board.run import profile_on
 
 
 @pytest.fixture(scope="session")
@@ -200,7 +200,7 @@ def test_a_signal_at_the_terminal_reaches_us_and_not_ssh(tmp_path, bundle):
     far_side = program(tmp_path / "python", script)
     code = (
         "import sys; sys.path[:0] = sys.argv[2:]\n"
-        "from sshd_parts import quick_device\nfrom tinkit.host.board_run import profile_on\n"
+        "from sshd_parts import quick_device\nfrom tinkit.host.board.run import profile_on\n"
         f"profile_on('board', {bundle.path!r}, device=quick_device(), out='out', python=sys.argv[1])\n"
     )
     here = os.path.dirname(os.path.abspath(__file__))

@@ -12,9 +12,9 @@ from sshd_parts import board_bundle, fake_far_side, good_report, hop, quick_devi
 
 from tinkit.errors import TinkitError
 from tinkit.fidelity import FAILED, NOT_JUDGED, PASSED
-from tinkit.host import talk
-from tinkit.host.foreign import ESCAPES, clean, parsed
-from tinkit.host.received import checked_report, steps_of, told_error
+from tinkit.host.board import talk
+from tinkit.host.board.foreign import ESCAPES, clean, parsed
+from tinkit.host.board.received import checked_report, steps_of, told_error
 
 
 @pytest.fixture(scope="session")

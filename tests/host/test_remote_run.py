@@ -11,8 +11,8 @@ from sshd_parts import asked, board_bundle, fake_far_side, good_report, quick_de
 
 from tinkit.errors import CannotJudge, TinkitError
 from tinkit.fidelity import PASSED
-from tinkit.host import connection, remote, talk
-from tinkit.host.board_run import board_hello, change_state, profile_on
+from tinkit.host.board import connection, remote, talk
+from tinkit.host.board.run import board_hello, change_state, profile_on
 
 
 @pytest.fixture(scope="session")

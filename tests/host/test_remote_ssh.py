@@ -26,7 +26,7 @@ from sshd_parts import (
 
 from tinkit.errors import TinkitError
 from tinkit.fidelity import PASSED
-from tinkit.host.board_run import board_hello, profile_on
+from tinkit.host.board.run import board_hello, profile_on
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(NO_SSHD), reason=NO_SSHD or "there is one")]
 
@@ -223,7 +223,7 @@ def test_ctrl_c_at_the_terminal(sshd, bundle, bare, tmp_path):
     """The whole group is asked to stop; the agent ends by the end of its input, and its child with it."""
     code = (
         "import sys; sys.path[:0] = sys.argv[1:3]\n"
-        "from sshd_parts import quick_device\nfrom tinkit.host.board_run import profile_on\n"
+        "from sshd_parts import quick_device\nfrom tinkit.host.board.run import profile_on\n"
         f"profile_on({NAME!r}, {bundle.path!r}, device=quick_device(min_seconds=60.0, warmup_s=0.0), out='out', "
         f"python={bare!r}, ssh_config={sshd.config!r}, layers=False, say=lambda line: print(line, flush=True))\n"
     )

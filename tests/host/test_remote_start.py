@@ -12,7 +12,7 @@ from remote_parts import impatient
 from sshd_parts import program
 
 from tinkit.errors import TinkitError
-from tinkit.host import agent_start, remote
+from tinkit.host.board import agent_start, remote
 
 
 @pytest.fixture(autouse=True)

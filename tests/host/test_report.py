@@ -22,8 +22,8 @@ from report_parts import (
 from tinkit import files
 from tinkit.errors import TinkitError
 from tinkit.fidelity import FAILED, NOT_JUDGED
-from tinkit.host.report import load_report, report
-from tinkit.host.report_pictures import THUMBNAILS
+from tinkit.host.report.command import load_report, report
+from tinkit.host.report.pictures import THUMBNAILS
 from tinkit.results import Report
 
 

@@ -16,10 +16,10 @@ from tinkit.bundle import write_bundle
 from tinkit.device.profile import profile
 from tinkit.errors import TinkitError
 from tinkit.fidelity import FAILED, PASSED
-from tinkit.host.report import load_report, render
-from tinkit.host.report_source import Evidence
-from tinkit.host.report_text import between, limit_of, relative
-from tinkit.host.report_timing import marks_of
+from tinkit.host.report.command import load_report, render
+from tinkit.host.report.source import Evidence
+from tinkit.host.report.text import between, limit_of, relative
+from tinkit.host.report.timing import marks_of
 
 GONE = Evidence(None, None, "The bundle is gone.")
 

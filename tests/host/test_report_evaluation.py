@@ -13,10 +13,10 @@ from report_parts import HISTORY, HOSTILE, Page, small_bundle, small_report, wit
 
 from tinkit import files
 from tinkit.errors import TinkitError
-from tinkit.host.report import report
-from tinkit.host.report_album import MOST, MOST_BYTES, Album, heat
-from tinkit.host.report_evaluation import evaluation_page
-from tinkit.host.report_page import breaks
+from tinkit.host.report.album import MOST, MOST_BYTES, Album, heat
+from tinkit.host.report.command import report
+from tinkit.host.report.evaluation import evaluation_page
+from tinkit.host.report.page import breaks
 
 MAPS, MINUS = 6 * 2 * 2, "\u2212"
 

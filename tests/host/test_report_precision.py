@@ -6,7 +6,7 @@ import shutil
 from report_parts import TARGET, Page, small_bundle, small_report, written
 
 from tinkit.fidelity import FAILED, PASSED
-from tinkit.host.report_precision import percent
+from tinkit.host.report.precision import percent
 
 GRAPH = {
     "subject": "graph", "precision": "fp16", "layers": {"fp16": 0.61, "fp32": 0.39}, "macs": {"fp16": 0.912345, "fp32": 0.087655},

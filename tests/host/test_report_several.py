@@ -13,8 +13,8 @@ from report_parts import GATE, HOSTILE, Page, chain_of, latency, small_exam
 from tinkit import files
 from tinkit.errors import TinkitError
 from tinkit.fidelity import FAILED, compare_answers
-from tinkit.host import plots
-from tinkit.host.report_several import entries_of, front, render, report_several, unlike, worst_cosine
+from tinkit.host.report import plots
+from tinkit.host.report.several import entries_of, front, render, report_several, unlike, worst_cosine
 
 PLAIN = {"runtime": "tensorrt", "cuda_graph": False}
 

@@ -7,7 +7,7 @@ from report_parts import TARGET, chain_of, latency, small_bundle, small_exam, sm
 
 from tinkit import files
 from tinkit.errors import TinkitError
-from tinkit.host.report_siblings import same_run, siblings
+from tinkit.host.report.siblings import same_run, siblings
 
 
 @pytest.fixture

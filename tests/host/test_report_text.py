@@ -8,9 +8,9 @@ import pytest
 from report_parts import chain_of, small_exam
 
 from tinkit.fidelity import FAILED
-from tinkit.host import plots, svg
-from tinkit.host.report import worst_hop
-from tinkit.host.report_text import cut, flat, short
+from tinkit.host.report import plots, svg
+from tinkit.host.report.command import worst_hop
+from tinkit.host.report.text import cut, flat, short
 
 
 def test_a_cosine_never_looks_better_than_it_was():

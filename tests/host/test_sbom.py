@@ -7,8 +7,8 @@ import pytest
 from card_parts import evaluation_of, measures, record_of
 from report_parts import chain_of, latency, small_exam
 
-from tinkit.host.provenance import provenance_of
-from tinkit.host.sbom import bill_of_materials
+from tinkit.host.report.provenance import provenance_of
+from tinkit.host.report.sbom import bill_of_materials
 
 CREATED = "2025-01-02T03:04:05+00:00"
 MANIFEST = {

@@ -12,12 +12,12 @@ from PIL import Image
 from tinkit.bundle import open_bundle
 from tinkit.errors import CannotJudge, TinkitError
 from tinkit.fidelity import FAILED, NOT_JUDGED, PASSED
-from tinkit.host import export as exports
-from tinkit.host.calibration_pictures import calibration_feeds
-from tinkit.host.export import export
-from tinkit.host.gate import Draft
-from tinkit.host.graph_truth import graph_truth
-from tinkit.host.precision import Plan, write_precision
+from tinkit.host.export import command as exports
+from tinkit.host.export.calibration_pictures import calibration_feeds
+from tinkit.host.export.command import export
+from tinkit.host.export.gate import Draft
+from tinkit.host.export.graph_truth import graph_truth
+from tinkit.host.export.precision import Plan, write_precision
 from tinkit.host.run import load_run
 from tinkit.host.student import build_student
 from tinkit.recipes import load_target
@@ -118,7 +118,7 @@ def test_a_graph_that_claims_fp16_but_is_fp32_fails(hostile, tmp_path, monkeypat
     def lazy(fp32, target, plan=None, ranges=None):
         return write_precision(fp32, replace(target, precision="fp32"), Plan())
 
-    monkeypatch.setattr("tinkit.host.settle.write_precision", lazy)
+    monkeypatch.setattr("tinkit.host.export.settle.write_precision", lazy)
     result = export(hostile, "trt-fp16", out=tmp_path / "bundle")
     assert result.truth.verdict == FAILED
     assert result.verdict == FAILED
@@ -128,7 +128,7 @@ def test_a_graph_that_claims_fp16_but_is_fp32_fails(hostile, tmp_path, monkeypat
 
 def test_int8_is_calibrated_on_pictures_that_the_exam_does_not_have(hostile, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("tinkit.host.calibration_pictures.PICTURES", 5)
+    monkeypatch.setattr("tinkit.host.export.calibration_pictures.PICTURES", 5)
     real = exports.settle
 
     def watched(fp32, draft, exam, feeds, *arguments):

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from tinkit.host.distill.objective import Objective, Term
+from tinkit.host.distill.pair import Batch, Pair, Side
 from tinkit.host.features import Features
 from tinkit.host.methods import method_class, options_of
 from tinkit.host.methods.tintem import TEMPERATURES, TinTeM, cosine_matrix_error, sne
-from tinkit.host.objective import Objective, Term
-from tinkit.host.pair import Batch, Pair, Side
 
 T = torch.tensor([[1, 0, 0], [0.8, 0.6, 0], [0, 1, 0.2], [0, 0.3, 1]], dtype=torch.float64)
 S = torch.tensor([[1, 0], [0.9, 0.5], [0.1, 1], [-0.4, 1]], dtype=torch.float64)

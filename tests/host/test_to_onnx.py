@@ -9,10 +9,10 @@ from export_parts import DIM, ROOT, SIZE, target
 from tinkit.device.pictures import network_pixels
 from tinkit.device.runtime import open_runtime
 from tinkit.errors import TinkitError
-from tinkit.host.input_form import crop_of
-from tinkit.host.legacy_export import module_of_trace
+from tinkit.host.export.input_form import crop_of
+from tinkit.host.export.legacy_export import module_of_trace
+from tinkit.host.export.to_onnx import check_model, shape_of, student_to_onnx
 from tinkit.host.student import build_student
-from tinkit.host.to_onnx import check_model, shape_of, student_to_onnx
 from tinkit.pixels import Preprocessing, normalise
 from tinkit.target import Batch, Gate
 

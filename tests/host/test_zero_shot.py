@@ -8,8 +8,7 @@ from tinkit.errors import TinkitError
 from tinkit.fidelity import FAILED, PASSED
 from tinkit.host.evaluate.rows import Rows
 from tinkit.host.features import Features
-from tinkit.host.mapping import GLOBAL, Mapping, MappingSpec, Moments, fit_afterwards
-from tinkit.host.zero_shot import (
+from tinkit.host.head.zero_shot import (
     MIN_AGREEMENT,
     Prompts,
     affine_parts,
@@ -20,6 +19,7 @@ from tinkit.host.zero_shot import (
     read_prompts,
     teacher_logits,
 )
+from tinkit.host.mapping import GLOBAL, Mapping, MappingSpec, Moments, fit_afterwards
 
 WIDTH, CLASSES = 16, 5
 

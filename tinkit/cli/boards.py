@@ -74,8 +74,8 @@ def doctor(**given):
         _refuse_without_host(only_given(given))
         findings = examination.examine()
     else:
-        from tinkit.host.board_doctor import examine_board
-        from tinkit.host.board_run import board_hello
+        from tinkit.host.board.doctor import examine_board
+        from tinkit.host.board.run import board_hello
 
         findings = examine_board(board_hello(say=say, **_of_board(given)))
     table(("what", "state", "detail", "to get it"), findings)
@@ -90,7 +90,7 @@ def doctor(**given):
 @option("--board-root", help="with --host local: read the board's files and tools below this folder")
 def clocks(mode, restore, allow_state_change, **given):
     """Pin a Jetson's clocks (jetson_clocks), set its power mode, or put both back. They stay until then."""
-    from tinkit.host.board_run import change_state
+    from tinkit.host.board.run import change_state
 
     if restore and mode is not None:
         raise click.UsageError("--restore puts the mode back to what it was; --mode sets another: give one of them")

@@ -28,7 +28,7 @@ def evaluate(subject, **given):
 
     A budget with a sign is about the change against the teacher, one without about the student's own value.
     """
-    from tinkit.host.report_evaluation import evaluation_page
+    from tinkit.host.report.evaluation import evaluation_page
     from tinkit.settings_file import EVALUATE
 
     settings = with_file("evaluate", only_given(given), EVALUATE)

@@ -118,6 +118,6 @@ def _of_distill():
     """Its keys in the settings file; their types are checked where they are used."""
     from dataclasses import fields
 
-    from tinkit.host.settings import Settings
+    from tinkit.host.distill.settings import Settings
 
     return dict.fromkeys((*(field.name for field in fields(Settings)), "images", "out"), object)

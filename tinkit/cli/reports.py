@@ -24,7 +24,7 @@ def report(sources, out, evaluation, card, licence, data_licence):
     if len(sources) > 1:
         if card or evaluation:
             raise click.UsageError("--card and --evaluation are of one source")
-        from tinkit.host.report_several import report_several
+        from tinkit.host.report.several import report_several
 
         click.echo(f"report   {report_several(sources, out=out)}")
         return
@@ -33,7 +33,7 @@ def report(sources, out, evaluation, card, licence, data_licence):
         _write_card(source, out, evaluation, licence, data_licence)
         out = os.path.dirname(out) or "." if out and out.endswith(".md") else out  # a card's name is not the page's
     if _is_evaluation(source):
-        from tinkit.host.report_evaluation import evaluation_page
+        from tinkit.host.report.evaluation import evaluation_page
 
         click.echo(f"report   {evaluation_page(source, out)}")
     elif not (card and _is_run_or_bundle(source)):
@@ -57,7 +57,7 @@ def _is_run_or_bundle(source):
 
 
 def _write_card(source, out, evaluation, licence, data_licence):
-    from tinkit.host.card import card
+    from tinkit.host.report.card import card
 
     place = os.path.dirname(out) or "." if out and out.endswith(".html") else out  # a page's name is not the card's
     found = card(source, out=place, licence=licence, data_licence=data_licence, evaluation=evaluation)

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from tinkit.errors import TinkitError
+from tinkit.host.distill.objective import Term
+from tinkit.host.distill.sample import Sample
 from tinkit.host.labels import Labels
-from tinkit.host.objective import Term
-from tinkit.host.sample import Sample
 
 
 def check_head(terms: Sequence[Term], trains_head: bool, keep_head: bool) -> None:

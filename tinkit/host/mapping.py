@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from tinkit.errors import TinkitError
+from tinkit.host.distill.gather import gather
 from tinkit.host.features import Features
-from tinkit.host.gather import gather
 
 KINDS = ("pca", "learned", "learned-pca")
 FITTED = "fitted"  # not a choice: what a method without a mapping gets after training

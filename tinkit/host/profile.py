@@ -1,4 +1,4 @@
-"""`tinkit profile`: on this machine (tinkit/device/profile.py), or on a board over ssh (tinkit/host/board_run.py)."""
+"""`tinkit profile`: on this machine (tinkit/device/profile.py), or on a board over ssh (tinkit/host/board/run.py)."""
 
 from tinkit import workspace
 from tinkit.bundle import Bundle, open_bundle
@@ -25,7 +25,7 @@ def profile(bundle=None, device=None, out=None, budget=None, host=None, **option
 
     host: None for this machine; "USER@BOARD" or a name of the ssh configuration; "local" for the way of a board without ssh.
     wait_s: for another measurement on the same machine to end. The other options are those of
-    `tinkit.device.profile.profile` and, with a host, of `tinkit.host.board_run.profile_on`. Raises as they do.
+    `tinkit.device.profile.profile` and, with a host, of `tinkit.host.board.run.profile_on`. Raises as they do.
     """
     if host is None:
         foreign = [name for name in ONLY_WITH_A_HOST if options.pop(name, None)]
@@ -42,7 +42,7 @@ def profile(bundle=None, device=None, out=None, budget=None, host=None, **option
             report = profile_here(opened, device=device, out=out, budget=budget, **options)
         say(f"verdict  {report.verdict}; {report.path}")
         return report
-    from tinkit.host.board_run import profile_on
+    from tinkit.host.board.run import profile_on
 
     options.pop("require_target_runtime", None)  # always, on a board
     return profile_on(host, bundle, device=device, out=out, budget=budget, **options)

@@ -5,8 +5,8 @@ are large and say little. A ViT's taps are blocks at equal distances, as maps. T
 """
 
 from tinkit.errors import TinkitError
+from tinkit.host.distill.pair import Pair, Side, Tap
 from tinkit.host.features import Features, features_of
-from tinkit.host.pair import Pair, Side, Tap
 
 MOST = 4  # taps of a network without stages (ViT)
 

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tinkit.host.distill.pair import Batch, Pair
 from tinkit.host.methods.at import attention_map, energy
 from tinkit.host.methods.checks import above, at_least
 from tinkit.host.methods.kd import soft_kl
 from tinkit.host.methods.lone_norm import BatchNorm1d
-from tinkit.host.pair import Batch, Pair
 
 
 class AFD(nn.Module):

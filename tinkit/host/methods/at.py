@@ -14,9 +14,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tinkit.host.distill.pair import Batch, Pair
 from tinkit.host.features import resample_map
 from tinkit.host.methods.checks import at_least
-from tinkit.host.pair import Batch, Pair
 from tinkit.host.taps import match_taps
 
 

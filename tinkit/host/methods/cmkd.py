@@ -17,10 +17,10 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from tinkit.host.distill.pair import Batch, Pair
 from tinkit.host.methods.checks import above, at_least, one_of, within
 from tinkit.host.methods.dist import pearson
 from tinkit.host.methods.kd import logits_of
-from tinkit.host.pair import Batch, Pair
 
 PIECE = 2**20  # pairs compared at once: 4 MB in float32, a few times that at the peak
 WEIGHTINGS = ("hard_to_ranks", "hard_to_values", "constant")

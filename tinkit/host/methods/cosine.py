@@ -8,9 +8,9 @@ are trained along and dropped, and local features, where both have them, get a l
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tinkit.host.distill.pair import Batch, Pair
 from tinkit.host.methods.checks import at_least
 from tinkit.host.methods.mse import local_features, local_layer
-from tinkit.host.pair import Batch, Pair
 
 
 class Cosine(nn.Module):

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tinkit.host.gather import gather
+from tinkit.host.distill.gather import gather
+from tinkit.host.distill.pair import Batch, Pair
 from tinkit.host.methods.checks import above, at_least, below
-from tinkit.host.pair import Batch, Pair
 
 EPS = 1e-7
 

@@ -17,11 +17,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tinkit.host.distill.pair import Batch, Pair
 from tinkit.host.features import as_map, resample_grid
 from tinkit.host.methods.checks import above, at_least
 from tinkit.host.methods.diffkd_parts import LEVELS, Denoiser, NoiseAdapter, alphas_cumprod, ddim_schedule
 from tinkit.host.methods.lone_norm import BatchNorm2d
-from tinkit.host.pair import Batch, Pair
 
 
 class DiffKD(nn.Module):

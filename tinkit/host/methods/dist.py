@@ -16,10 +16,10 @@ Legend: B pictures (rows of all processes with `gather`), C classes.
 import torch
 from torch import nn
 
-from tinkit.host.gather import gather as gather_rows
+from tinkit.host.distill.gather import gather as gather_rows
+from tinkit.host.distill.pair import Batch, Pair
 from tinkit.host.methods.checks import above, at_least
 from tinkit.host.methods.kd import logits_of
-from tinkit.host.pair import Batch, Pair
 
 EPS = 1e-8
 

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tinkit.host.distill.pair import Batch, Pair
 from tinkit.host.methods.checks import above, at_least, within
 from tinkit.host.methods.kd import logits_of
-from tinkit.host.pair import Batch, Pair
 
 
 class DKD(nn.Module):

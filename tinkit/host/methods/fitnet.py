@@ -13,9 +13,9 @@ method that trains it, for example `fitnet+kd` or `fitnet+mse`.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tinkit.host.distill.pair import Batch, Pair
 from tinkit.host.features import resample_map
 from tinkit.host.methods.checks import above, within
-from tinkit.host.pair import Batch, Pair
 from tinkit.host.taps import match_taps
 
 

@@ -9,9 +9,9 @@ of the field compare the pooled vector alone; local_weight=0 is that). Their gri
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tinkit.host.distill.pair import Batch, Pair
 from tinkit.host.features import resample_grid
 from tinkit.host.methods.checks import at_least
-from tinkit.host.pair import Batch, Pair
 
 
 class MSE(nn.Module):

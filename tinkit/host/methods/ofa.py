@@ -14,10 +14,10 @@ Legend: B pictures, C classes, F channels of a tap.
 import torch
 from torch import nn
 
+from tinkit.host.distill.pair import Batch, Pair
 from tinkit.host.methods.checks import above, at_least
 from tinkit.host.methods.dkd import target_classes
 from tinkit.host.methods.kd import logits_of
-from tinkit.host.pair import Batch, Pair
 
 
 class OFA(nn.Module):

@@ -9,9 +9,9 @@ which is why the weight of those repositories is 30000.
 import torch
 from torch import nn
 
-from tinkit.host.gather import gather
+from tinkit.host.distill.gather import gather
+from tinkit.host.distill.pair import Batch, Pair
 from tinkit.host.methods.checks import at_least
-from tinkit.host.pair import Batch, Pair
 
 EPS = 1e-7
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tinkit.host.distill.pair import Batch, Pair
 from tinkit.host.methods.checks import above, at_least, within
 from tinkit.host.methods.mse import local_features
-from tinkit.host.pair import Batch, Pair
 
 
 class Proteus(nn.Module):

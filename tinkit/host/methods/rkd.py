@@ -14,9 +14,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from tinkit.host.gather import gather
+from tinkit.host.distill.gather import gather
+from tinkit.host.distill.pair import Batch, Pair
 from tinkit.host.methods.checks import at_least
-from tinkit.host.pair import Batch, Pair
 
 COINCIDE = 1e-5  # points closer than this are one point; the root mean square distance to their mean is 1
 CHUNK = 2**23  # numbers in one chunk of directions: 32 MB of float32

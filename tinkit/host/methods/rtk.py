@@ -16,9 +16,9 @@ ships, and without logits nothing does: then add a method that does, for example
 import torch
 from torch import nn
 
+from tinkit.host.distill.pair import Batch, Pair
 from tinkit.host.methods.afd import Projection, check_options, map_errors, pooled, with_kd
 from tinkit.host.methods.checks import at_least
-from tinkit.host.pair import Batch, Pair
 
 
 class RTK(nn.Module):

@@ -15,10 +15,10 @@ token, which no term reaches; then add one that does, for example `simkd+mse`.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tinkit.host.distill.pair import Batch, Pair
 from tinkit.host.features import as_map, resample_map
 from tinkit.host.methods.checks import within
 from tinkit.host.methods.lone_norm import BatchNorm2d
-from tinkit.host.pair import Batch, Pair
 
 
 class SimKD(nn.Module):

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tinkit.host.gather import gather
+from tinkit.host.distill.gather import gather
+from tinkit.host.distill.pair import Batch, Pair
 from tinkit.host.methods.checks import at_least, one_of
-from tinkit.host.pair import Batch, Pair
 
 
 class SP(nn.Module):

@@ -24,9 +24,9 @@ import torch.distributed
 from torch import nn
 from torch.nn import functional as F
 
+from tinkit.host.distill.pair import Batch, Pair
 from tinkit.host.features import Features
 from tinkit.host.methods.checks import at_least, one_of, within
-from tinkit.host.pair import Batch, Pair
 
 BASES = ("pca", "random", "none")
 

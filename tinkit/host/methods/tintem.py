@@ -15,12 +15,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tinkit.host.distill.gather import gather
+from tinkit.host.distill.pair import Batch, Pair
 from tinkit.host.features import Features, resample_grid
-from tinkit.host.gather import gather
 from tinkit.host.mapping import GLOBAL, HEADS, LOCAL, Mapping, MappingSpec, Moments
 from tinkit.host.methods import options_of
 from tinkit.host.methods.checks import above, at_least, one_of
-from tinkit.host.pair import Batch, Pair
 
 TEMPERATURES = tuple(k / 100 for k in range(1, 11))
 SELF_MASK = 1e8  # finite: with infinity, 0 * (inf - inf) would be NaN

@@ -37,9 +37,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import orthogonal
 
+from tinkit.host.distill.pair import Batch, Pair
 from tinkit.host.methods.checks import above, at_least, below, one_of
 from tinkit.host.methods.kd import soft_kl
-from tinkit.host.pair import Batch, Pair
 
 NORMS = ("layernorm", "standardise", "whiten")
 TINY = 1e-6  # floor of a variance over the batch: one picture, or a dimension that never changes

@@ -8,9 +8,9 @@ import numpy as np
 from markupsafe import Markup
 
 from tinkit.device.pictures import Unreadable, decode
-from tinkit.host import svg
-from tinkit.host.report_page import page_of
-from tinkit.host.report_pictures import thumbnail
+from tinkit.host.report import svg
+from tinkit.host.report.page import page_of
+from tinkit.host.report.pictures import thumbnail
 from tinkit.host.select.result import Selection
 
 TEMPLATE = "select/sheet.html.j2"

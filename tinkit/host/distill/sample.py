@@ -1,0 +1,70 @@
+"""A sample of the training pictures for what is fitted once: PCA, a head on the teacher, a mapping after training."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from tinkit.host.distill.loop import worker_count
+from tinkit.host.distill.settings import Settings
+from tinkit.host.features import Features
+from tinkit.host.store import FeatureStore, ignore_interrupt
+from tinkit.host.teacher import Teacher
+from tinkit.host.views import AllViews, Views, collate, refuse_broken
+
+
+class Sample:
+    """The teacher on view 0 of at most `pca_pictures` of the training views' pictures.
+
+    From the store, or by the live teacher where there is none. `among`: numbers of the pictures to draw from.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        views: Views,
+        store: FeatureStore | None,
+        settings: Settings,
+        stop: Callable[[], bool],
+        among: Sequence[int] | None = None,
+    ):
+        numbers = np.arange(len(views)) if among is None else np.asarray(among)
+        order = np.random.default_rng([settings.seed, 3]).permutation(len(numbers))
+        self.chosen = numbers[np.sort(order[: settings.pca_pictures])]
+        self.pictures = [views.pictures[number] for number in self.chosen]
+        self.teacher, self.views, self.store, self.settings, self.stop = teacher, views, store, settings, stop
+
+    def __call__(self) -> Iterator[Features]:
+        """Global and local features in batches, in the order of `chosen`; may be asked again."""
+        return self._batches(("local",) if self.settings.local else ())
+
+    def globals(self) -> np.ndarray:
+        """The global features, (N, D) float32."""
+        return np.concatenate([features.global_BD.cpu().numpy() for features in self._batches(())])
+
+    def pixels(self, preprocessing) -> Iterator[torch.Tensor]:
+        """Batches of uint8 (B,3,S,S) at a network's size. InterruptedError when asked to stop."""
+        views = AllViews(self.pictures, self.views.policy, [preprocessing], self.views.crop_pct, numbers=[0])
+        loader = DataLoader(
+            views,
+            batch_size=64,
+            num_workers=worker_count(self.settings),
+            collate_fn=collate,
+            worker_init_fn=ignore_interrupt,
+        )
+        for batch in loader:
+            yield refuse_broken(batch)[:, 0]
+            if self.stop():
+                raise InterruptedError
+
+    def _batches(self, parts):
+        if self.store is None:
+            for pixels in self.pixels(self.teacher.preprocessing):
+                yield self.teacher.features(pixels, parts)
+            return
+        for start in range(0, len(self.chosen), 256):
+            rows = self.chosen[start : start + 256]
+            yield self.store.features(rows, 0 * rows, parts)
+            if self.stop():
+                raise InterruptedError
