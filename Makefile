@@ -58,6 +58,7 @@ format: $(STAMP) ## put the code into its format
 demo: $(STAMP) ## the whole road on photographs that are already here: about 10 minutes on 2 cores
 	$(BIN)/python -m tinkit.host.demo_pictures $(DEMO)/photos
 	cd $(DEMO) && $(BIN)/tinkit distill photos $(DEMO_TEACHER) $(DEMO_STUDENT) $(DEMO_TRAINING)
+	cd $(DEMO) && $(BIN)/tinkit evaluate --limit 500
 	cd $(DEMO) && $(BIN)/tinkit export --target trt-fp16
 	cd $(DEMO) && $(BIN)/tinkit profile
 	@report=$$(ls -t $(abspath $(DEMO))/runs/*/report-*/report.html | head -n 1); echo "The report is in $$report"
