@@ -126,6 +126,9 @@ def head(run, **given):
     for note in result.notes:
         click.echo(f"note     {note}")
     click.echo(f"head     {result.path}")
+    if result.verdict == "not judged":  # from labels: there is no gate, the better one is kept
+        click.echo(f"kept     {result.reason}")
+        return
     end(result.verdict, result.reason)
 
 
