@@ -4,7 +4,8 @@
 
 CIFAR-10's test pictures with their labels, 250 PACS pictures of each style as strange ones; teacher EfficientNet-Lite0 at 96 px
 (width 1280), student mobilenetv3_small_050 at 64 px (384), distilled for one epoch on 640 of the pictures: what is found does not
-matter here. Every run is a process of its own, so that its peak memory is its own (ru_maxrss of it and of its loader processes).
+matter here. Every run is a process of its own, so that its peak memory is its own; that of its
+loader processes stands beside it.
 """
 
 import argparse
@@ -47,6 +48,7 @@ def lay_out(data, work, pictures):
 def once(work, out):
     """One evaluation in this process: seconds by step, and the peak memory in MB of 10^6 bytes."""
     import tinkit
+    from tinkit.device.board import peak_memory_mb
 
     began = time.monotonic()
     strange = [os.path.join(work, "strange", style) for style in STYLES]
@@ -57,8 +59,13 @@ def once(work, out):
         out=out,
         quiet=True,
     )
-    peak = [resource.getrusage(who).ru_maxrss / 1e3 * 1.024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return {"wall_s": time.monotonic() - began, "peak_mb": peak[0], "loader_peak_mb": peak[1], **found.seconds}
+    loader_mb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1.024e-3
+    return {
+        "wall_s": time.monotonic() - began,
+        "peak_mb": peak_memory_mb(),
+        "loader_peak_mb": loader_mb,
+        **found.seconds,
+    }
 
 
 def main():
