@@ -24,6 +24,7 @@ import sys
 import tarfile
 
 from method_pictures import lay_out as lay_out_cifar
+from method_table import write_page
 
 from tinkit import files
 from tinkit.errors import TinkitError
@@ -241,6 +242,7 @@ def spread(values):
 
 
 def page(results, arguments):
+    """(the tables, the conditions) as Markdown."""
     import torch
 
     counts = {job[0]: found["pictures"] for job, found in results.items()}
@@ -261,9 +263,8 @@ def page(results, arguments):
         "## PACS: labels of photographs only",
         table(results, "pacs"),
         styles_table(results),
-        conditions,
     ]
-    return "\n\n".join(part for part in parts if part)
+    return "\n\n".join(part for part in parts if part), conditions
 
 
 def parse():
@@ -292,26 +293,12 @@ def main():
     results = work_off(arguments, jobs)
     if arguments.train_only:
         return 0
-    text = page(results, arguments)
-    print(text)
+    tables, conditions = page(results, arguments)
+    print(tables + "\n\n" + conditions)
     if arguments.write:
-        files.write_text(
-            arguments.write,
-            f"# The evidence\n\n`python benchmarks/evidence.py FOLDER`\n\n{text}\n" + by_hand(arguments.write),
-        )
         record = {"-".join(map(str, job)): found for job, found in results.items()}
-        files.write_json(os.path.splitext(arguments.write)[0] + ".json", record)
+        write_page(arguments.write, "The evidence", "python benchmarks/evidence.py FOLDER", tables, conditions, record)
     return 0
-
-
-def by_hand(path):
-    """What was written below the mark of an earlier page."""
-    mark = "\n<!-- from here on written by hand: --write keeps it -->\n"
-    if not os.path.exists(path):
-        return mark
-    with open(path, encoding="utf-8") as handle:
-        text = handle.read()
-    return mark + text.split(mark, 1)[1] if mark in text else mark
 
 
 if __name__ == "__main__":

@@ -120,14 +120,7 @@ def open_bundle(path):
     if not os.path.isdir(path):
         raise TinkitError("There is no bundle here.", where=path, next_step="tinkit export writes one")
     manifest_path = os.path.join(path, MANIFEST)
-    manifest = files.read_json(manifest_path, "The bundle's manifest")
-    if manifest.get("schema") != SCHEMA:
-        raise TinkitError(
-            "The bundle has a schema that this tinkit does not read.",
-            where=manifest_path,
-            seen=repr(manifest.get("schema")),
-            next_step="export it again with this version",
-        )
+    manifest = files.read_record(manifest_path, "The bundle's manifest", SCHEMA, "export it again with this version")
     lacks = [key for key in ("name", "target", "preprocessing", "tensors", "files") if key not in manifest]
     if lacks:
         raise TinkitError("The bundle's manifest lacks a part.", where=manifest_path, seen="no " + ", no ".join(lacks))

@@ -88,6 +88,19 @@ def read_json(path, what):
     return value
 
 
+def read_record(path, what, schema, next_step):
+    """`read_json` of a file whose "schema" must be this one; TinkitError with `next_step` for another."""
+    value = read_json(path, what)
+    if value.get("schema") != schema:
+        raise TinkitError(
+            "{} has a schema that this tinkit does not read.".format(what),
+            where=path,
+            seen=repr(value.get("schema")),
+            next_step=next_step,
+        )
+    return value
+
+
 def write_npz(path, arrays):
     """Write named arrays, uncompressed and without pickle."""
     with atomic(path) as partial, open(partial, "wb") as handle:

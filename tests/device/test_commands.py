@@ -165,6 +165,7 @@ def test_a_streaming_tool_ends_when_nobody_listens(root):
         process.kill()
         process.wait(10)
         pytest.fail("it plays on")
+    assert process.poll() is not None
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from small_pair import SMALL, teacher_weights
 from test_onnx_teacher import write_onnx
 
@@ -31,7 +31,7 @@ def place(photos, tmp_path_factory):
     for number, name in enumerate(names):
         image = Image.open(photos / name)
         label = f"class-{number % CLASSES}"
-        for part, picture in (("data", image), ("negative", Image.eval(image, lambda value: 255 - value))):
+        for part, picture in (("data", image), ("negative", ImageOps.invert(image))):
             path = folder / part / label / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             picture.save(path)

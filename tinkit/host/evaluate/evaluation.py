@@ -56,14 +56,7 @@ class Evaluation:
 def load_evaluation(path) -> Evaluation:
     """Read evaluation.json (or its folder). TinkitError for another schema or a part that is missing."""
     path = os.path.join(path, JSON) if os.path.isdir(path) else os.fspath(path)
-    value = files.read_json(path, "The evaluation")
-    if value.get("schema") != SCHEMA:
-        raise TinkitError(
-            "The evaluation has a schema that this tinkit does not read.",
-            where=path,
-            seen=repr(value.get("schema")),
-            next_step="tinkit evaluate writes it again",
-        )
+    value = files.read_record(path, "The evaluation", SCHEMA, "tinkit evaluate writes it again")
     known = {field.name for field in fields(Evaluation)}
     try:
         measures = [Measure.from_json(entry) for entry in value["measures"]]

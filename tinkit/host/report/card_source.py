@@ -17,6 +17,7 @@ from tinkit.host.evaluate.evaluation import Evaluation, find_evaluation, load_ev
 from tinkit.host.report.source import JSON as REPORT
 from tinkit.host.report.source import find_report, load_report, open_evidence
 from tinkit.host.report.text import table, text
+from tinkit.host.run import load_run
 from tinkit.results import Report
 from tinkit.workspace import RUN_RECORD
 
@@ -127,15 +128,7 @@ def _of_bundle(path):
 
 
 def _of_run(path):
-    record = files.read_json(os.path.join(path, RUN_RECORD), "The run's record")
-    if record.get("status") != "finished":
-        raise TinkitError(
-            "The run is not finished.",
-            where=path,
-            seen=f"status {record.get('status')!r}",
-            next_step=f"tinkit distill --out {path} --resume",
-        )
-    return path, {}, path, record, None, ("It was not exported, and not measured on a device.",)
+    return path, {}, path, load_run(path).record, None, ("It was not exported, and not measured on a device.",)
 
 
 def _run_of(bundle_path, manifest):

@@ -61,14 +61,7 @@ def find_report(source):
 
 def load_report(path) -> Report:
     """The `Report` of a report.json. Raises TinkitError for another schema and for a part that is missing or damaged."""
-    value = files.read_json(path, "The report")
-    if value.get("schema") != REPORT_SCHEMA:
-        raise TinkitError(
-            "The report has a schema that this tinkit does not read.",
-            where=path,
-            seen=repr(value.get("schema")),
-            next_step="profile the bundle again with this version",
-        )
+    value = files.read_record(path, "The report", REPORT_SCHEMA, "profile the bundle again with this version")
     try:
         report = Report.from_json(value)
         for part in (report, *report.latency, *report.chain):
