@@ -49,10 +49,11 @@ def method_step(settings, images_BCHW, teacher):
     """(a function that takes one step, parameters trained beside the student) of one method."""
     import torch
 
-    from tinkit.host.distill.loop import Distiller, make_optimizer
     from tinkit.host.distill.objective import Objective, label_weight, wanted
     from tinkit.host.distill.pair import Pair
+    from tinkit.host.distill.schedule import make_optimizer
     from tinkit.host.distill.settings import Settings
+    from tinkit.host.distill.state import Distiller
     from tinkit.host.taps import side_of, tap_indices
 
     settings = Settings(images="none", **settings)

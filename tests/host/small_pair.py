@@ -5,7 +5,7 @@ import itertools
 import timm
 import torch
 
-from tinkit.host.distill import command as distill_module
+from tinkit.host.distill import records as records
 from tinkit.host.weights import write_weights
 
 TEACHER = STUDENT = "test_efficientnet"
@@ -35,9 +35,9 @@ def teacher_weights(folder, classes=0):
 
 def stopped_after(patched, steps):
     """Training is asked to stop after so many steps, as by Ctrl-C."""
-    real, asked = distill_module.train, itertools.count(1)
+    real, asked = records.train, itertools.count(1)
 
     def train(*arguments):
         return real(*arguments[:-2], lambda: next(asked) >= steps, arguments[-1])
 
-    patched.setattr(distill_module, "train", train)
+    patched.setattr(records, "train", train)

@@ -20,10 +20,12 @@ import tinkit
 from tinkit import files
 from tinkit.errors import Interrupted, TinkitError
 from tinkit.host.distill import checkpoint
-from tinkit.host.distill import command as distill_module
+from tinkit.host.distill import command as distill_command
 from tinkit.host.distill import prepare as prepare_module
-from tinkit.host.distill.loop import Cached, Live, Plan, learning_rate
+from tinkit.host.distill.plan import Plan
+from tinkit.host.distill.schedule import learning_rate
 from tinkit.host.distill.settings import Settings
+from tinkit.host.distill.source import Cached, Live
 from tinkit.host.features import Features
 from tinkit.host.progress import Progress
 from tinkit.host.run import load_run
@@ -92,7 +94,7 @@ def parts_of(photos, settings, tmp_path):
 def losses_of(photos, settings, tmp_path):
     _, parts = parts_of(photos, settings, tmp_path)
     assert isinstance(parts.source, Live if settings["online"] else Cached)
-    distiller = distill_module.Distiller(parts.student, parts.method).train()
+    distiller = distill_command.Distiller(parts.student, parts.method).train()
     found = []
     for batch in Plan(len(parts.views), 2, 8, 0):
         pixels, index, number = collate([parts.views[item] for item in batch])

@@ -14,10 +14,11 @@ import tinkit
 from tinkit import files, workspace
 from tinkit.host import run
 from tinkit.host.distill import checkpoint, heldout
-from tinkit.host.distill.loop import State, peak_learning_rate
 from tinkit.host.distill.objective import Objective
 from tinkit.host.distill.prepare import Parts
+from tinkit.host.distill.schedule import peak_learning_rate
 from tinkit.host.distill.settings import Settings
+from tinkit.host.distill.state import State
 from tinkit.host.export.exam import make_exam
 from tinkit.host.mapping import Mapping, fit_afterwards
 from tinkit.host.progress import Progress

@@ -15,11 +15,12 @@ from torch.utils.data import DataLoader
 
 from tinkit.errors import TinkitError
 from tinkit.host.distill import heldout
-from tinkit.host.distill.loop import Cached, FeatureSource, Live, WithHead, worker_count
 from tinkit.host.distill.objective import Objective, label_weight, trained_parts, wanted
 from tinkit.host.distill.pair import Pair
 from tinkit.host.distill.sample import Sample
 from tinkit.host.distill.settings import Settings
+from tinkit.host.distill.source import Cached, FeatureSource, Live, WithHead
+from tinkit.host.distill.threads import worker_count
 from tinkit.host.heads import check_head, head_on_teacher
 from tinkit.host.images import Picture, Pictures, require_folder, scan, split
 from tinkit.host.labels import Labels, read_labels, require_labels

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from tinkit.host.distill.loop import worker_count
 from tinkit.host.distill.settings import Settings
+from tinkit.host.distill.threads import worker_count
 from tinkit.host.features import Features
 from tinkit.host.store import FeatureStore, ignore_interrupt
 from tinkit.host.teacher import Teacher
