@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "distill": "tinkit.host.distill.command",
+    "estimate": "tinkit.host.distill.estimate",
     "export": "tinkit.host.export.command",
     "profile": "tinkit.host.profile",
     "report": "tinkit.host.report.command",

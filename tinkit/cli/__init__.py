@@ -11,7 +11,7 @@ import sys
 import click
 
 from tinkit import errors
-from tinkit.cli import boards, evidence, models, reports  # noqa: F401 - they register their commands
+from tinkit.cli import boards, evidence, models, reports, stores  # noqa: F401 - they register their commands
 from tinkit.cli.group import cli
 
 __all__ = ["cli", "main"]
@@ -38,6 +38,7 @@ EXTRAS = {  # import name -> the extra that brings it
     "openvino": "openvino",
     "tensorrt_rtx_bindings": "trt-check",
     "skimage": "demo",
+    "pyarrow": "data",
 }
 
 

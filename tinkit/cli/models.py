@@ -46,15 +46,38 @@ from tinkit.cli.group import cli, end, only_given, option, say, with_file
 @option("--pca-pictures", type=int, help="pictures of the pre-pass of PCA, at most  [10000]")
 @option("--online/--cached", help="run the teacher live at every step  [cached]")
 @option("--store", help="folder of the teacher's features  [.stores beside the run]")
-@option("--store-dtype", type=click.Choice(["float16", "float32"]), help="[float16]")
+@option("--store-dtype", type=click.Choice(["float16", "float32", "int8"]), help="[float16]")
+@option("--store-grid", type=int, help="keep local features pooled to so many rows and columns  [the teacher's grid]")
+@option("--store-limit-gb", type=float, help="above it, stores that were used longest ago are removed  [no limit]")
+@option(
+    "--decoded-cache-gb", type=float, help="decoded pictures kept for the run, 0 = none  [a quarter of what is free]"
+)
+@option("--decoder", type=click.Choice(["pillow", "torchvision"]), help="torchvision decodes on a GPU  [pillow]")
+@option("--scan", type=click.Choice(["auto", "full", "quick"]), help="try every picture first  [auto: below 100,000]")
 @option("--workers", type=int, help="loader processes  [one for two cores, at most 8]")
-@option("--compile/--no-compile", help="torch.compile the step  [no]")
+@option("--devices", type=int, help="processes of this machine, one for each GPU  [1]")
+@option("--num-nodes", type=int, help="machines, started by torchrun or SLURM  [1]")
+@option("--sync-batchnorm/--no-sync-batchnorm", help="one batch norm over all devices  [sync]")
+@option(
+    "--micro-batch", type=int, help="pictures at once; the loss still sees the whole batch  [all, less on a full GPU]"
+)
+@option("--teacher-batch", type=int, help="pictures at once through a live teacher  [the batch]")
+@option(
+    "--compile", type=click.Choice(["auto", "off", "on", "cuda-graphs"]), help="torch.compile the student  [auto: off]"
+)
+@option("--checkpoint-minutes", type=float, help="what a power cut may cost  [10]")
+@option("--keep-checkpoints", type=int, help="[2]")
 @option("--strict/--no-strict", help="an unreadable picture is an error  [no: skipped and listed]")
 @option("--seed", type=int, help="[0]")
 @option("--out", help="the run's folder  [runs/STUDENT-TIME]")
 @click.option("--resume", is_flag=True, help="go on with the run in --out")
-def distill(images, out, resume, **given):
-    """Distil a teacher into a student from the pictures below IMAGES. No labels needed."""
+@click.option("--dry-run", is_flag=True, help="tell what it will take: time, disk, memory; write nothing")
+def distill(images, out, resume, dry_run, **given):
+    """Distil a teacher into a student from IMAGES. No labels needed.
+
+    IMAGES is a folder of pictures, a .tar or pattern of WebDataset shards (data-{000..099}.tar), a .txt or .csv list, or
+    local Hugging Face data (.parquet, .arrow, a folder of these).
+    """
     given = only_given(given)
     if resume:
         settings = given
@@ -63,6 +86,10 @@ def distill(images, out, resume, **given):
         images = images or settings.pop("images", None)
         out = out or settings.pop("out", None)
         settings = {name: value for name, value in settings.items() if name not in ("images", "out")}
+    if dry_run:
+        for line in tinkit.estimate(images, **settings).in_words():
+            click.echo(line)
+        return
     result = tinkit.distill(images, out=out, resume=resume, **settings)
     click.echo(f"run      {result.run}")
     click.echo(
