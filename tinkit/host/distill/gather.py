@@ -23,6 +23,11 @@ def rank() -> int:
     return processes.get_rank() if several() else 0
 
 
+def count() -> int:
+    """How many processes work on one batch."""
+    return processes.get_world_size() if several() else 1
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows):

@@ -26,6 +26,7 @@ from tinkit.host.views import Views, collate, normalise_on_device, refuse_broken
 
 def train(
     state: State,
+    plan: Plan,
     views: Views,
     source: FeatureSource,
     settings: Settings,
@@ -40,8 +41,7 @@ def train(
     `after_step` gets a record of the step; `after_epoch` is called with the epoch complete and counted.
     Raises TinkitError when the loss is not finite, naming step, part and pictures.
     """
-    plan = Plan(len(views), settings.views, settings.batch_size, settings.seed)
-    per_epoch = len(plan)
+    per_epoch = plan.batches
     workers = worker_count(settings)
     loader = DataLoader(
         views,
@@ -53,7 +53,7 @@ def train(
         generator=torch.Generator(),
     )  # its own: loaders draw a seed every epoch
     wrapped, optimizer = fabric.setup(state.distiller, state.optimizer)
-    model = torch.compile(wrapped) if settings.compile else wrapped
+    model = torch.compile(wrapped) if settings.compile in ("on", "cuda-graphs") else wrapped
     images = state.distiller.student.spec.preprocessing
     peak = peak_learning_rate(settings, state.distiller.student)
     state.history = state.history or []

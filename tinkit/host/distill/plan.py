@@ -1,4 +1,8 @@
-"""Which pictures and views make each batch: drawn from (seed, epoch), so an epoch can be replayed from any batch on."""
+"""Which pictures and views make each batch: drawn from (seed, epoch), so an epoch can be replayed from any batch on.
+
+Several processes draw the same batches, and each takes its share of every one: the first process the first rows. So the
+order of the pictures is the same on any number of devices, and a run may go on with another number.
+"""
 
 from collections.abc import Iterator
 
@@ -8,20 +12,35 @@ import numpy as np
 class Plan:
     """The batches of one epoch, as lists of (picture, view number); what is left over at the end is dropped.
 
-    With `views` 0 (online only) every epoch has a fresh view of each picture.
+    pictures: how many there are, or the numbers of those that can be used. With `views` 0 (online only) every epoch has
+    a fresh view of each picture. batch_size is the whole batch; process `rank` of `ranks` gets its share of each.
+    ValueError when the batch has no equal shares.
     """
 
-    def __init__(self, pictures: int, views: int, batch_size: int, seed: int):
-        self.pictures, self.views, self.batch_size, self.seed = pictures, views, batch_size, seed
+    def __init__(
+        self, pictures: int | np.ndarray, views: int, batch_size: int, seed: int, rank: int = 0, ranks: int = 1
+    ):
+        if batch_size % ranks:
+            raise ValueError(f"{ranks} processes cannot share {batch_size} pictures")
+        self.numbers_N = np.arange(pictures) if isinstance(pictures, int) else np.asarray(pictures, np.int64)
+        self.views, self.batch_size, self.seed = views, batch_size, seed
+        share = batch_size // ranks
+        self.share = slice(rank * share, (rank + 1) * share)
         self.epoch, self.first = 0, 0
 
+    @property
+    def batches(self) -> int:
+        """Of a whole epoch."""
+        return len(self.numbers_N) // self.batch_size
+
     def __len__(self):
-        return self.pictures // self.batch_size - self.first
+        return self.batches - self.first
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng([self.seed, 1, self.epoch]).permutation(self.pictures)
-        offset = np.random.default_rng([self.seed, 2]).integers(0, max(self.views, 1), self.pictures)
-        number = (offset + self.epoch) % self.views if self.views else np.full(self.pictures, self.epoch)
-        for batch in range(self.first, self.pictures // self.batch_size):
-            rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [(int(row), int(number[row])) for row in rows]
+        pictures = len(self.numbers_N)
+        order = np.random.default_rng([self.seed, 1, self.epoch]).permutation(pictures)
+        offset = np.random.default_rng([self.seed, 2]).integers(0, max(self.views, 1), pictures)
+        view = (offset + self.epoch) % self.views if self.views else np.full(pictures, self.epoch)
+        for batch in range(self.first, self.batches):
+            rows = order[batch * self.batch_size : (batch + 1) * self.batch_size][self.share]
+            yield [(int(self.numbers_N[row]), int(view[row])) for row in rows]

@@ -15,8 +15,10 @@ from torch.utils.data import DataLoader
 
 from tinkit.errors import TinkitError
 from tinkit.host.distill import heldout
+from tinkit.host.distill.gather import count, rank
 from tinkit.host.distill.objective import Objective, label_weight, trained_parts, wanted
 from tinkit.host.distill.pair import Pair
+from tinkit.host.distill.plan import Plan
 from tinkit.host.distill.sample import Sample
 from tinkit.host.distill.settings import Settings
 from tinkit.host.distill.source import Cached, FeatureSource, Live, WithHead
@@ -39,6 +41,7 @@ class Parts:
     pictures: Pictures
     train: list[Picture]
     views: Views
+    plan: Plan
     teacher: Teacher
     student: Student
     method: Objective
@@ -105,6 +108,7 @@ def prepare(settings: Settings, out, progress: Progress, stop) -> Parts:
         pictures,
         train_pictures,
         views,
+        Plan(len(train_pictures), settings.views, settings.batch_size, settings.seed, rank(), count()),
         teacher,
         student,
         method,

@@ -14,6 +14,24 @@ from tinkit.host.teacher import DEFAULT_TEACHER
 
 SHARED = ("mapping", "center", "cosines_weight")  # settings that are options of a method
 DEFAULT_STUDENT = "mobilenetv4_conv_small"
+COMPILE = ("auto", "off", "on", "cuda-graphs")
+NOT_NEGATIVE = ("seed", "workers", "views", "clip", "weight_decay", "cosines_weight", "label_weight",
+                "decoded_cache_gb", "checkpoint_minutes")  # fmt: skip
+AT_LEAST_ONE = ("epochs", "batch_size", "teacher_size", "student_size", "dim", "pca_pictures", "devices", "num_nodes",
+                "micro_batch", "teacher_batch", "store_grid", "keep_checkpoints")  # fmt: skip
+# Where and how fast a run is computed, not what: a resumed run may have others.
+MAY_CHANGE = (
+    "devices",
+    "num_nodes",
+    "workers",
+    "micro_batch",
+    "teacher_batch",
+    "decoded_cache_gb",
+    "checkpoint_minutes",
+    "keep_checkpoints",
+    "store_limit_gb",
+    "compile",
+)
 
 
 @dataclass(frozen=True)
@@ -54,15 +72,29 @@ class Settings:
     online: bool = False
     store: str | None = None
     store_dtype: str = "float16"
-    workers: int | None = None
-    compile: bool = False
+    store_grid: int | None = None  # local features pooled to so many rows and columns
+    store_limit_gb: float | None = None  # of all stores in one folder; None: no limit
+    decoded_cache_gb: float | None = None  # decoded pictures in memory; None: what is free allows, 0 = off
+    decoder: str = "pillow"  # or "torchvision"
+    scan: str = "auto"  # "full": every picture is tried first; "quick": none is opened
+    workers: int | None = None  # loader processes of each device
+    devices: int = 1  # processes on this machine, one for each GPU
+    num_nodes: int = 1
+    sync_batchnorm: bool = True  # batch statistics of all devices together
+    micro_batch: int | None = None  # pictures of one pass through the student; None: the batch
+    teacher_batch: int | None = None  # pictures of one pass through the teacher
+    compile: str = "auto"
+    checkpoint_minutes: float = 10
+    keep_checkpoints: int = 2
     strict: bool = False
     seed: int = 0
 
     def __post_init__(self):
+        if isinstance(self.compile, bool):  # older records and settings files
+            object.__setattr__(self, "compile", "on" if self.compile else "off")
         for field in fields(self):
             _check_type(field.name, field.type, getattr(self, field.name))
-        for name in ("seed", "workers", "views", "clip", "weight_decay", "cosines_weight", "label_weight"):
+        for name in NOT_NEGATIVE:
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise TinkitError(f"{name} must be 0 or more.", seen=str(value))
@@ -71,13 +103,17 @@ class Settings:
         self._refuse_idle(terms)
         _one_of("mapping", self.mapping, KINDS)
         _one_of("teacher_global", self.teacher_global, ("own", "pooled"))
-        _one_of("store_dtype", self.store_dtype, ("float16", "float32"))
-        for name in ("epochs", "batch_size", "teacher_size", "student_size", "dim", "pca_pictures"):
+        _one_of("store_dtype", self.store_dtype, ("float16", "float32", "int8"))
+        _one_of("compile", self.compile, COMPILE)
+        _one_of("decoder", self.decoder, ("pillow", "torchvision"))
+        _one_of("scan", self.scan, ("auto", "full", "quick"))
+        for name in AT_LEAST_ONE:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise TinkitError(f"{name} must be 1 or more.", seen=str(value))
         if self.batch_size < 2:
             raise TinkitError("batch_size must be 2 or more: the loss compares pictures.", seen=str(self.batch_size))
+        self._refuse_uneven_shares()
         if self.views < 1 and not self.online:
             raise TinkitError(
                 "The feature store needs at least one view a picture.",
@@ -89,10 +125,28 @@ class Settings:
             ("warmup", -1e-9, 1),
             ("ema", -1e-9, 1),
             ("scale_min", 0, 1.0001),
+            ("store_limit_gb", 0, float("inf")),
         ):
             value = getattr(self, name)
             if value is not None and not low < value < high:
                 raise TinkitError(f"{name} is out of range.", seen=str(getattr(self, name)))
+
+    @property
+    def processes(self) -> int:
+        """How many processes share a batch."""
+        return self.devices * self.num_nodes
+
+    def _refuse_uneven_shares(self) -> None:
+        """Every process takes an equal share of a batch, of two pictures or more."""
+        if (self.batch_size % self.processes == 0 and self.batch_size >= 2 * self.processes) or self.processes == 1:
+            return
+        below = self.batch_size // self.processes * self.processes
+        fitting = [size for size in (below, below + self.processes) if size >= 2 * self.processes]
+        raise TinkitError(
+            "batch_size is the whole batch: each device takes an equal share of it, two pictures or more.",
+            seen=f"batch_size {self.batch_size} on {self.processes} devices",
+            next_step="--batch-size " + " or ".join(map(str, fitting or [2 * self.processes])),
+        )
 
     def terms(self) -> list[Term]:
         """The methods with their weights and options."""

@@ -1,0 +1,157 @@
+"""Batch normalisation over the whole batch of several processes.
+
+Each process sees its share of a batch alone, and a share's mean and variance are noisier than the batch's: trained so, a
+student is another one. On a GPU torch's SyncBatchNorm does it; torch's refuses a CPU, so that there is a small one here:
+sums over all processes by one all_reduce each way, in double precision. Names in the state dict stay those of plain
+batch normalisation, and `restore` puts the plain modules back before anything is shipped.
+
+Ioffe & Szegedy, "Batch Normalization", arXiv 1502.03167; the backward pass is theirs with sums over all processes.
+"""
+
+import torch
+import torch.distributed as processes
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from tinkit.host.distill.gather import several
+
+
+def synchronise(module: nn.Module, device: torch.device) -> int:
+    """Let every batch normalisation below `module` see the rows of all processes; returns how many there are.
+
+    Parameters and buffers stay the same tensors. All processes must run the same layers in the same order in training;
+    a layer in eval mode talks to nobody.
+    """
+    found = 0
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, _BatchNorm) and not isinstance(child, nn.SyncBatchNorm):
+                setattr(parent, name, _across(child, device))
+                found += 1
+    return found
+
+
+def restore(module: nn.Module) -> None:
+    """Undo `synchronise`: the plain modules again, with what was learned meanwhile."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            plain = getattr(child, "plain", None)
+            if isinstance(child, (BatchNormAcross, nn.SyncBatchNorm)) and plain:
+                plain[0]._parameters.update(child._parameters)
+                plain[0]._buffers.update(child._buffers)
+                plain[0].train(child.training)
+                setattr(parent, name, plain[0])
+
+
+def _across(plain: _BatchNorm, device: torch.device) -> nn.Module:
+    if device.type != "cuda":
+        return BatchNormAcross(plain)
+    from timm.layers import (
+        convert_sync_batchnorm,
+    )  # torch's own; timm's also keeps the activation that some layers hold
+
+    synced = convert_sync_batchnorm(plain)
+    synced.plain = (plain,)  # in a tuple: torch would take it for a part of the module
+    return synced
+
+
+class BatchNormAcross(nn.Module):
+    """A batch normalisation whose mean and variance are those of all processes; plain without others, and in eval mode.
+
+    Holds the parameters and buffers of `plain` under their names, and what follows it in the same module (timm's `drop`
+    and `act`).
+    """
+
+    def __init__(self, plain: _BatchNorm):
+        super().__init__()
+        self.plain = (plain,)
+        self.eps, self.momentum = plain.eps, plain.momentum
+        for name, parameter in plain._parameters.items():
+            self.register_parameter(name, parameter)
+        for name, buffer in plain._buffers.items():
+            self.register_buffer(name, buffer)
+        for name, child in plain.named_children():
+            self.add_module(name, child)
+        self.train(plain.training)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """(B,C) or (B,C,...) -> the same shape."""
+        if self.training and several():
+            values, mean_C, var_C, count = _Normalise.apply(values, self.weight, self.bias, self.eps)
+            self._learn(mean_C, var_C * (count / (count - 1).clamp(min=1)))
+        else:
+            own = self.training or self.running_mean is None
+            momentum = self._count() if self.training and self.running_mean is not None else 0.0
+            values = F.batch_norm(
+                values, self.running_mean, self.running_var, self.weight, self.bias, own, momentum, self.eps
+            )
+        for child in self.children():
+            values = child(values)
+        return values
+
+    @torch.no_grad()
+    def _learn(self, mean_C, var_C) -> None:
+        """Running statistics as plain batch normalisation keeps them: the variance is the unbiased one."""
+        if self.running_mean is None:
+            return
+        share = self._count()
+        self.running_mean.lerp_(mean_C.to(self.running_mean), share)
+        self.running_var.lerp_(var_C.to(self.running_var), share)
+
+    def _count(self) -> float:
+        """One more batch seen; how much it weighs in the running statistics."""
+        self.num_batches_tracked.add_(1)
+        return 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+
+
+class _Normalise(torch.autograd.Function):
+    """(values - mean) / sqrt(variance + eps) * weight + bias over the rows of all processes.
+
+    Also gives mean_C, var_C (biased) and the number of values a channel, none of them with gradient. As with gathered
+    rows, the gradient that arrives is that of the sum of the losses of all processes; DDP's mean does the rest.
+    """
+
+    @staticmethod
+    def forward(ctx, values, weight_C, bias_C, eps):
+        axes = [axis for axis in range(values.ndim) if axis != 1]
+        own = values.numel() // values.shape[1]
+        own_var_C, own_mean_C = torch.var_mean(values.detach(), axes, correction=0)
+        own_var_C, own_mean_C = own_var_C.double(), own_mean_C.double()
+        square_C = own_var_C + own_mean_C**2
+        count, mean_C, square_C = _sum_over_processes(torch.ones_like(own_mean_C), own_mean_C, square_C, times=own)
+        count = count[:1]
+        mean_C = mean_C / count
+        var_C = (square_C / count - mean_C**2).clamp(min=0)
+        scale_C = (var_C + eps).rsqrt()
+        ctx.save_for_backward(values, weight_C, mean_C.to(values), scale_C.to(values), count)
+        out = F.batch_norm(values, mean_C.to(values), var_C.to(values), weight_C, bias_C, False, 0.0, eps)
+        ctx.mark_non_differentiable(mean_C, var_C, count)
+        return out, mean_C, var_C, count
+
+    @staticmethod
+    def backward(ctx, gradient, *_):
+        values, weight_C, mean_C, scale_C, count = ctx.saved_tensors
+        axes = [axis for axis in range(values.ndim) if axis != 1]
+        shape = [-1 if axis == 1 else 1 for axis in range(values.ndim)]
+        normal = (values - mean_C.view(shape)) * scale_C.view(shape)
+        bias_gradient_C = gradient.sum(axes)
+        weight_gradient_C = (gradient * normal).sum(axes)
+        sums_C, products_C = _sum_over_processes(bias_gradient_C.double(), weight_gradient_C.double())
+        inner = (
+            gradient - (sums_C / count).to(values).view(shape) - normal * (products_C / count).to(values).view(shape)
+        )
+        factor_C = scale_C if weight_C is None else scale_C * weight_C
+        return (
+            inner * factor_C.view(shape),
+            None if weight_C is None else weight_gradient_C,
+            None if weight_C is None else bias_gradient_C,
+            None,
+        )
+
+
+def _sum_over_processes(*rows_C: Tensor, times: int = 1) -> Tensor:
+    """Each of the rows, times a whole number, summed over all processes, (number of rows, C)."""
+    total = torch.stack(rows_C) * times
+    processes.all_reduce(total)
+    return total
