@@ -3,7 +3,14 @@
 from tinkit.host.images.catalogue import Catalogue, Pictures, catalogue_of
 from tinkit.host.images.picture import Picture
 from tinkit.host.images.scan import MIN_SIDE, scan
-from tinkit.host.images.sources import base_of, list_pictures, require_folder, require_images
+from tinkit.host.images.sources import (
+    base_of,
+    class_folder,
+    find_picture,
+    list_pictures,
+    require_folder,
+    require_images,
+)
 from tinkit.host.images.split import HELD_OUT_MAX, HELD_OUT_MIN, HELD_OUT_SHARE, split
 
 __all__ = [
@@ -16,6 +23,8 @@ __all__ = [
     "Pictures",
     "base_of",
     "catalogue_of",
+    "class_folder",
+    "find_picture",
     "list_pictures",
     "require_folder",
     "require_images",

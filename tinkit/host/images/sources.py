@@ -1,11 +1,30 @@
-"""Where pictures come from, chosen by what `images` is: today a folder of picture files."""
+"""Where pictures come from, chosen by what `images` is; every source becomes a catalogue of candidates, nothing decoded.
 
+A folder of picture files; a .tar, or a folder or pattern of them (the layout of WebDataset: the pictures among a sample's
+members count); a text list or a CSV; Parquet and Arrow tables, a folder of them, or a data set saved by `save_to_disk`.
+"""
+
+import glob
 import os
+import re
 from dataclasses import dataclass
 
-from tinkit.errors import TinkitError
-from tinkit.host.images.catalogue import Catalogue, catalogue_of
-from tinkit.host.images.folder import look_into
+import numpy as np
+
+from tinkit.device.pictures import Unreadable
+from tinkit.errors import TinkitError, from_os_error
+from tinkit.host.images import tables, tar
+from tinkit.host.images.catalogue import ADDRESS_BYTES, Catalogue, Holder, catalogue_of
+from tinkit.host.images.folder import COMPRESSED, TAR_ENDING, Contents, look_into
+from tinkit.host.images.lists import names_in_csv, names_in_text
+from tinkit.host.images.picture import TAR, Picture
+
+LISTS = {".txt": names_in_text, ".csv": names_in_csv}
+MAGIC = re.compile(r"[*?\[\]{}]")
+RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
+ROW = re.compile(r"(?P<table>.*\.(?:parquet|arrow))#(?P<row>\d+)", re.IGNORECASE | re.DOTALL)
+MOST_FILES = 1_000_000  # of a pattern
+KINDS = "a folder of pictures, a .tar or a pattern of them, a .txt or .csv list, or .parquet and .arrow tables"
 
 
 @dataclass(frozen=True)
@@ -13,7 +32,7 @@ class Listing:
     """Candidates, nothing of them opened. pictures: a catalogue whose addresses are zero.
 
     source: `images`, absolute. others: counts files that are no pictures by their name. lost: (name, reason) of what could
-    not be listed.
+    not be listed: a folder without permission, the rest of a tar that was cut off.
     """
 
     source: str
@@ -23,18 +42,42 @@ class Listing:
 
 
 def list_pictures(images, stop=None) -> Listing:
-    root = require_folder(images)
-    found = look_into(root, stop)
-    others = found.others + len(found.tars) + len(found.tables) + len(found.compressed)
-    return Listing(root, catalogue_of(root, sorted(found.pictures + found.unnamed)), others, tuple(found.lost))
+    """All candidates of a source: names and places. InterruptedError once `stop()` is true.
+
+    In order of name (a folder), of the list, or as they lie in the tars and tables, these in order of name. TinkitError for
+    what is no source, for a shard that is missing, and where there is no candidate.
+    """
+    source = require_images(images)
+    base = base_of(source)
+    try:
+        listing = _list(source, base, stop)
+    except Unreadable as error:
+        raise TinkitError("The pictures cannot be listed.", where=source, seen=str(error)) from None
+    except InterruptedError:
+        raise
+    except OSError as error:
+        raise from_os_error(error, "listing the pictures") from error
+    if not len(listing.pictures):
+        raise _no_picture(listing)
+    return listing
 
 
 def require_images(images) -> str:
-    return require_folder(images)
-
-
-def base_of(source) -> str:
-    return source
+    """The absolute path (or pattern) of a source of pictures that is there; TinkitError for anything else. Lists nothing."""
+    source = os.path.abspath(os.fspath(images))
+    if os.path.isdir(source):
+        return source
+    ending = _ending(source)
+    if os.path.exists(source):
+        if ending in LISTS or ending == TAR_ENDING or ending in tables.ENDINGS:
+            return source
+        if source.lower().endswith(COMPRESSED):
+            raise _compressed(source)
+        raise TinkitError("The pictures must be a folder, this is a file.", where=source, next_step="name " + KINDS)
+    if MAGIC.search(source):
+        _shards_of(source)
+        return source
+    raise TinkitError("The folder is missing.", where=source, next_step="name " + KINDS)
 
 
 def require_folder(folder) -> str:
@@ -44,3 +87,169 @@ def require_folder(folder) -> str:
         what = "The pictures must be a folder, this is a file." if os.path.exists(root) else "The folder is missing."
         raise TinkitError(what, where=root, next_step="name a folder that holds pictures, in any depth")
     return root
+
+
+def base_of(source) -> str:
+    """The folder that names of this source's pictures are relative to."""
+    source = os.path.abspath(os.fspath(source))
+    if os.path.isdir(source):
+        return source
+    folder = os.path.dirname(source)
+    while not os.path.exists(source) and MAGIC.search(folder):
+        folder = os.path.dirname(folder)
+    return folder
+
+
+def class_folder(name) -> str:
+    """The folder that a picture lies in, by its name; "" at the top, of a tar's top, and of a table's row."""
+    if ROW.fullmatch(name):
+        return ""
+    folder = os.path.basename(os.path.dirname(name))
+    return "" if folder.lower().endswith(TAR_ENDING) else folder
+
+
+def find_picture(source, name) -> Picture | None:
+    """The picture of this name, as it can be read now, with an empty address; None where it is not. OSError, TinkitError."""
+    base = base_of(source)
+    path = os.path.join(base, name)
+    if os.path.isfile(path):
+        return Picture(path, name, "")
+    if row := ROW.fullmatch(path):
+        table = row["table"]
+        return Picture(path, name, "", f"{tables.ENDINGS[_ending(table)]}:{row['row']}:{table}")
+    for cut in (match.end() - 1 for match in re.finditer(r"\.tar/", path, re.IGNORECASE)):
+        if os.path.isfile(path[:cut]):
+            place = tar.place_of(path[:cut], os.fsencode(path[cut + 1 :]))
+            return place and Picture(path, name, "", f"{TAR}:{place[0]}:{place[1]}:{path[:cut]}")
+    return None
+
+
+def _list(source, base, stop) -> Listing:
+    if not os.path.isdir(source):
+        if (ending := _ending(source)) in LISTS and os.path.exists(source):
+            return Listing(source, catalogue_of(base, LISTS[ending](source)), 0)
+        shards = [source] if os.path.exists(source) else _shards_of(source)
+        return _of_shards(source, base, [os.path.relpath(shard, base) for shard in shards], Contents(), stop)
+    if tables.is_saved_dataset(source):
+        return _of_shards(source, base, tables.files_of_saved_dataset(source), Contents(), stop)
+    found = look_into(source, stop)
+    if found.pictures or not (found.tars or found.tables or found.compressed):
+        others = found.others + len(found.tars) + len(found.tables) + len(found.compressed)
+        names = sorted(found.pictures + found.unnamed)
+        return Listing(source, catalogue_of(base, names), others, tuple(found.lost))
+    if found.tars and found.tables:
+        raise TinkitError("The folder holds tars and tables of pictures: which?", where=source,
+                          seen=f"{found.tars[0]}, {found.tables[0]}", next_step="name one of them, or a pattern")  # fmt: skip
+    if not found.tars and not found.tables:
+        raise _compressed(os.path.join(source, found.compressed[0]))
+    found.others += len(found.unnamed)
+    return _of_shards(source, base, found.tars or _without_cached_selections(found.tables), found, stop)
+
+
+def _of_shards(source, base, names, found: Contents, stop) -> Listing:
+    """The pictures inside of tars or tables with these names relative to `base`."""
+    lost, others = list(found.lost), found.others + len(found.compressed)
+    holders, counts, blobs, ends, places, sizes = [], [], [], [], [], []
+    length = 0
+    for name in names:
+        if stop and stop():
+            raise InterruptedError
+        path = os.path.join(base, name)
+        if (kind := tables.ENDINGS.get(_ending(name))) is None:
+            index = tar.index_of(path, stop)
+            others += index.others
+            lost += [(os.path.join(name, inside) if inside else name, reason) for inside, reason in index.lost]
+            blobs.append(np.frombuffer(bytes(index.names), np.uint8))
+            ends.append(np.array(index.ends, np.int64) + length)
+            places.append(np.array(index.offsets, np.int64))
+            sizes.append(np.array(index.sizes, np.int64))
+            length += len(index.names)
+        else:
+            rows = tables.rows_in(path)
+            blobs.append(np.zeros(0, np.uint8))
+            ends.append(np.full(rows, length, np.int64))
+            places.append(np.arange(rows))
+            sizes.append(np.zeros(rows, np.int64))
+        holders.append(Holder(kind or TAR, name))
+        counts.append(len(ends[-1]))
+    count = sum(counts)
+    inside = (np.repeat(np.arange(len(counts), dtype=np.int32), counts), _joined(places), _joined(sizes))
+    contents = np.zeros((count, ADDRESS_BYTES), np.uint8)
+    blob = np.concatenate(blobs) if blobs else np.zeros(0, np.uint8)
+    return Listing(source, Catalogue(base, blob, _joined(ends), contents, holders, *inside), others, tuple(lost))
+
+
+def _joined(parts) -> np.ndarray:
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
+def _without_cached_selections(names) -> list[str]:
+    """Not cache-0123.arrow: what the datasets library keeps of a map or filter beside a data set."""
+    return [name for name in names if not os.path.basename(name).startswith("cache-")] or names
+
+
+def _shards_of(pattern) -> list[str]:
+    """The files of a pattern: {000..099} and {a,b} name files that must be there, * ? [ ] those that are."""
+    found: list[str] = []
+    for one in _expanded(pattern):
+        there = sorted(glob.glob(one)) if re.search(r"[*?\[]", one) else [one] if os.path.isfile(one) else []
+        if not there:
+            raise TinkitError("A file of the pattern is missing.", where=one, seen=f"in {pattern}",
+                              next_step="name the files that there are")  # fmt: skip
+        found += there
+    found = list(dict.fromkeys(found))
+    strange = [path for path in found if _ending(path) != TAR_ENDING and _ending(path) not in tables.ENDINGS]
+    if strange:
+        if strange[0].lower().endswith(COMPRESSED):
+            raise _compressed(strange[0])
+        raise TinkitError("A pattern names .tar, .parquet or .arrow files.", where=strange[0],
+                          next_step="name the folder of the pictures, or a .txt list of them")  # fmt: skip
+    return found
+
+
+def _expanded(pattern) -> list[str]:
+    """Every string that the braces stand for, in order."""
+    waiting, found = [pattern], []
+    while waiting:
+        one = waiting.pop()
+        match = RANGE.search(one)
+        if match is None:
+            found.append(one)
+            continue
+        choices = _choices(match)
+        if len(waiting) + len(choices) + len(found) > MOST_FILES:
+            raise TinkitError("The pattern names too many files.", where=pattern, seen=f"more than {MOST_FILES}")
+        waiting += [one[: match.start()] + choice + one[match.end() :] for choice in reversed(choices)]
+    return found
+
+
+def _choices(match) -> list[str]:
+    if match[3] is not None:
+        return match[3].split(",")
+    first, last = int(match[1]), int(match[2])
+    if last - first >= MOST_FILES:
+        raise TinkitError("The pattern names too many files.", where=match[0], seen=f"more than {MOST_FILES}")
+    width = len(match[1]) if match[1].startswith("0") else 0
+    return [str(number).zfill(width) for number in range(first, last + 1)]
+
+
+def _ending(path) -> str:
+    return os.path.splitext(path)[1].lower()
+
+
+def _compressed(path):
+    return TinkitError(
+        "A compressed tar cannot be read: its pictures are needed in any order, and it has no random access.",
+        where=path,
+        next_step="unpack it to a .tar (gunzip, unxz, zstd -d): pictures are compressed already, so it hardly grows",
+    )
+
+
+def _no_picture(listing: Listing):
+    seen = "; ".join(f"{name}: {reason}" for name, reason in listing.lost[:3])
+    return TinkitError(
+        "There is no usable picture in the folder." if os.path.isdir(listing.source) else "There is no usable picture.",
+        where=listing.source,
+        seen=seen or f"0 unreadable, {listing.others} files that are no pictures",
+        next_step="give " + KINDS,
+    )
