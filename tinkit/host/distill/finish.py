@@ -1,6 +1,5 @@
 """The end of a run: a mapping for methods that have none, what ships, the exam, and the record of it all."""
 
-import contextlib
 import json
 import os
 import platform
@@ -14,11 +13,14 @@ import tinkit
 from tinkit import files, workspace
 from tinkit.host import run
 from tinkit.host.distill import checkpoint, heldout
+from tinkit.host.distill.best import describe_best
 from tinkit.host.distill.objective import Objective
 from tinkit.host.distill.prepare import Parts
 from tinkit.host.distill.schedule import peak_learning_rate
 from tinkit.host.distill.settings import Settings
+from tinkit.host.distill.skipped import record_skipped
 from tinkit.host.distill.state import State
+from tinkit.host.distill.writing import write_patiently
 from tinkit.host.export.exam import make_exam
 from tinkit.host.mapping import Mapping, fit_afterwards
 from tinkit.host.progress import Progress
@@ -32,7 +34,7 @@ EXAM_PICTURES = 64
 
 
 def finish(state: State, parts: Parts, settings: Settings, out, record, progress: Progress, device) -> DistillResult:
-    """Write everything that later commands read, the record last; the checkpoint goes."""
+    """Write everything that later commands read, the record last; the checkpoints go."""
     student, method = state.best.student.eval(), state.best.method.eval()
     mapping, fit = method.mapping, None
     if mapping is None:
@@ -43,7 +45,7 @@ def finish(state: State, parts: Parts, settings: Settings, out, record, progress
     mapped_ND = heldout.map_all(mapping, parts.held_out, device)
     teacher_ND = parts.held_out.teacher.global_BD.numpy()
     metrics = heldout.metrics(student_ND, mapped_ND, teacher_ND, fitted=fit is not None)
-    hashes = _write(out, student, mapping, mapped_ND, parts)
+    hashes = _write(out, student, mapping, mapped_ND, parts, progress.say)
     seconds = record["timings"]["prepare_s"] + state.seconds
     record.update(
         status="finished",
@@ -67,10 +69,11 @@ def finish(state: State, parts: Parts, settings: Settings, out, record, progress
             "learning_rate": peak_learning_rate(settings, student),
             "extra_parameters": trained - sum(p.numel() for p in student.parameters()),
         },
-        images=_images(parts),
+        images=_images(parts, out),
         labels=_labels(parts, settings),
         metrics=metrics,
         history=state.history,
+        best=describe_best(out, state.history),
         chain=[
             hop.to_json()
             for hop in heldout.chain(student_ND, mapped_ND, teacher_ND, parts.held_out.names, fit is not None)
@@ -89,9 +92,9 @@ def finish(state: State, parts: Parts, settings: Settings, out, record, progress
         versions=_versions(),
         files=hashes,
     )
-    files.write_json(os.path.join(out, workspace.RUN_RECORD), record)
-    with contextlib.suppress(OSError):
-        os.unlink(os.path.join(out, checkpoint.CHECKPOINT))
+    path = os.path.join(out, workspace.RUN_RECORD)
+    write_patiently(lambda: files.write_json(path, record), out, "writing the run's record", progress.say)
+    checkpoint.remove(out)
     progress.say(f"student in {out}")
     return DistillResult(
         run=str(out),
@@ -107,19 +110,24 @@ def finish(state: State, parts: Parts, settings: Settings, out, record, progress
 
 
 def _write(
-    out, student: Student, mapping: Mapping | None, mapped_ND: np.ndarray | None, parts: Parts
+    out, student: Student, mapping: Mapping | None, mapped_ND: np.ndarray | None, parts: Parts, say
 ) -> dict[str, str]:
     """Student, mapping and exam as files; returns their hashes by name."""
     held = parts.held_pictures[:EXAM_PICTURES]
     exam = make_exam([(p.path, p.name) for p in held], student.spec.preprocessing)
-    write_weights(os.path.join(out, run.STUDENT), student.state_dict())
+
+    def write(how, name, *what):
+        path = os.path.join(out, name)
+        write_patiently(lambda: how(path, *what), out, f"writing {path}", say)
+
+    write(write_weights, run.STUDENT, student.state_dict())
     written = [run.STUDENT, run.EXAM]
     if mapping is not None and mapped_ND is not None:
         told = {"mapping": json.dumps(mapping.spec.to_json())}
-        write_weights(os.path.join(out, run.MAPPING), mapping.state_dict(), told)
+        write(write_weights, run.MAPPING, mapping.state_dict(), told)
         exam = replace(exam, mapped=mapped_ND[: len(held)])
         written.append(run.MAPPING)
-    files.write_npz(os.path.join(out, run.EXAM), exam.to_arrays())
+    write(files.write_npz, run.EXAM, exam.to_arrays())
     return {name: files.sha256_of_file(os.path.join(out, name)) for name in written}
 
 
@@ -150,7 +158,7 @@ def _keep_head(student: Student, method: Objective, settings: Settings, progress
     progress.say("head: " + ("the method's own, folded" if own is not None else "the one trained beside the student"))
 
 
-def _images(parts: Parts) -> dict:
+def _images(parts: Parts, out) -> dict:
     pictures = parts.pictures
     return {
         "root": pictures.root,
@@ -159,7 +167,7 @@ def _images(parts: Parts) -> dict:
         "train": len(parts.train),
         "heldout": len(parts.held_pictures),
         "others": pictures.others,
-        "skipped": [{"name": name, "reason": reason} for name, reason in pictures.skipped],
+        **record_skipped(out, pictures.skipped),
     }
 
 
