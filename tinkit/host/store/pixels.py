@@ -1,0 +1,74 @@
+"""The pixels of batches of pictures, for the teacher: rendered in guarded processes, or here where there are no workers.
+
+A picture that cannot be read, or that ends or hangs the process that decodes it, costs itself alone: the batch it was in is
+tried again one picture at a time, and its pixels are zeros with the reason beside them.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from tinkit.host.guard import Guarded, Lost
+from tinkit.host.images.reading import LIMIT_S
+from tinkit.host.views import AllViews, Broken
+
+TIMEOUT_S = 60.0 + LIMIT_S  # a batch may also wait for its network share
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """uint8 (B, K, 3, S, S), and why a picture of the batch has none: {place in the batch: reason}."""
+
+    pixels: torch.Tensor
+    bad: dict[int, str]
+
+
+@dataclass(frozen=True)
+class Render:
+    """Picture numbers -> `Pixels`. Travels to worker processes."""
+
+    views: AllViews
+
+    def __call__(self, numbers: list[int]) -> Pixels:
+        pixels, bad = self._zeros(len(numbers)), {}
+        for place, number in enumerate(numbers):
+            found = self.views[number]
+            if isinstance(found, Broken):
+                bad[place] = found.reason
+            else:
+                pixels[place] = found
+        return Pixels(pixels, bad)
+
+    def nothing(self, reason: str) -> Pixels:
+        """For one picture that has no pixels."""
+        return Pixels(self._zeros(1), {0: reason})
+
+    def _zeros(self, pictures) -> torch.Tensor:
+        size = self.views.sizes[0].size
+        return torch.zeros(pictures, len(self.views.numbers), 3, size, size, dtype=torch.uint8)
+
+
+def rendered(views: AllViews, batches: Iterable[list[int]], workers: int) -> Iterator[Pixels]:
+    """The pixels of each batch of picture numbers, in order; `batches` is asked a few batches ahead."""
+    render, asked = Render(views), deque[list[int]]()
+
+    def noted():
+        for numbers in batches:
+            asked.append(numbers)
+            yield numbers
+
+    with Guarded(render, workers, TIMEOUT_S) as guarded:
+        for found in guarded.map(noted()):
+            numbers = asked.popleft()
+            yield _one_by_one(render, numbers) if isinstance(found, Lost) else found
+
+
+def _one_by_one(render: Render, numbers: list[int]) -> Pixels:
+    found: list[Pixels] = []
+    with Guarded(render, 1, TIMEOUT_S) as guarded:
+        for answer in guarded.map([number] for number in numbers):
+            found.append(render.nothing(answer.reason) if isinstance(answer, Lost) else answer)
+    bad = {place: reason for place, one in enumerate(found) for reason in one.bad.values()}
+    return Pixels(torch.cat([one.pixels for one in found]), bad)
