@@ -4,7 +4,6 @@ A folder of picture files; a .tar, or a folder or pattern of them (the layout of
 members count); a text list or a CSV; Parquet and Arrow tables, a folder of them, or a data set saved by `save_to_disk`.
 """
 
-import glob
 import os
 import re
 from dataclasses import dataclass
@@ -18,12 +17,10 @@ from tinkit.host.images.catalogue import ADDRESS_BYTES, Catalogue, Holder, catal
 from tinkit.host.images.folder import COMPRESSED, TAR_ENDING, Contents, look_into
 from tinkit.host.images.lists import names_in_csv, names_in_text
 from tinkit.host.images.picture import TAR, Picture
+from tinkit.host.images.shards import MAGIC, ending_of, refuse_compressed, shards_of
 
 LISTS = {".txt": names_in_text, ".csv": names_in_csv}
-MAGIC = re.compile(r"[*?\[\]{}]")
-RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 ROW = re.compile(r"(?P<table>.*\.(?:parquet|arrow))#(?P<row>\d+)", re.IGNORECASE | re.DOTALL)
-MOST_FILES = 1_000_000  # of a pattern
 KINDS = "a folder of pictures, a .tar or a pattern of them, a .txt or .csv list, or .parquet and .arrow tables"
 
 
@@ -67,15 +64,15 @@ def require_images(images) -> str:
     source = os.path.abspath(os.fspath(images))
     if os.path.isdir(source):
         return source
-    ending = _ending(source)
+    ending = ending_of(source)
     if os.path.exists(source):
         if ending in LISTS or ending == TAR_ENDING or ending in tables.ENDINGS:
             return source
         if source.lower().endswith(COMPRESSED):
-            raise _compressed(source)
+            raise refuse_compressed(source)
         raise TinkitError("The pictures must be a folder, this is a file.", where=source, next_step="name " + KINDS)
     if MAGIC.search(source):
-        _shards_of(source)
+        shards_of(source)
         return source
     raise TinkitError("The folder is missing.", where=source, next_step="name " + KINDS)
 
@@ -116,7 +113,7 @@ def find_picture(source, name) -> Picture | None:
         return Picture(path, name, "")
     if row := ROW.fullmatch(path):
         table = row["table"]
-        return Picture(path, name, "", f"{tables.ENDINGS[_ending(table)]}:{row['row']}:{table}")
+        return Picture(path, name, "", f"{tables.ENDINGS[ending_of(table)]}:{row['row']}:{table}")
     for cut in (match.end() - 1 for match in re.finditer(r"\.tar/", path, re.IGNORECASE)):
         if os.path.isfile(path[:cut]):
             place = tar.place_of(path[:cut], os.fsencode(path[cut + 1 :]))
@@ -126,9 +123,9 @@ def find_picture(source, name) -> Picture | None:
 
 def _list(source, base, stop) -> Listing:
     if not os.path.isdir(source):
-        if (ending := _ending(source)) in LISTS and os.path.exists(source):
+        if (ending := ending_of(source)) in LISTS and os.path.exists(source):
             return Listing(source, catalogue_of(base, LISTS[ending](source)), 0)
-        shards = [source] if os.path.exists(source) else _shards_of(source)
+        shards = [source] if os.path.exists(source) else shards_of(source)
         return _of_shards(source, base, [os.path.relpath(shard, base) for shard in shards], Contents(), stop)
     if tables.is_saved_dataset(source):
         return _of_shards(source, base, tables.files_of_saved_dataset(source), Contents(), stop)
@@ -141,7 +138,7 @@ def _list(source, base, stop) -> Listing:
         raise TinkitError("The folder holds tars and tables of pictures: which?", where=source,
                           seen=f"{found.tars[0]}, {found.tables[0]}", next_step="name one of them, or a pattern")  # fmt: skip
     if not found.tars and not found.tables:
-        raise _compressed(os.path.join(source, found.compressed[0]))
+        raise refuse_compressed(os.path.join(source, found.compressed[0]))
     found.others += len(found.unnamed)
     return _of_shards(source, base, found.tars or _without_cached_selections(found.tables), found, stop)
 
@@ -155,7 +152,7 @@ def _of_shards(source, base, names, found: Contents, stop) -> Listing:
         if stop and stop():
             raise InterruptedError
         path = os.path.join(base, name)
-        if (kind := tables.ENDINGS.get(_ending(name))) is None:
+        if (kind := tables.ENDINGS.get(ending_of(name))) is None:
             index = tar.index_of(path, stop)
             others += index.others
             lost += [(os.path.join(name, inside) if inside else name, reason) for inside, reason in index.lost]
@@ -186,63 +183,6 @@ def _joined(parts) -> np.ndarray:
 def _without_cached_selections(names) -> list[str]:
     """Not cache-0123.arrow: what the datasets library keeps of a map or filter beside a data set."""
     return [name for name in names if not os.path.basename(name).startswith("cache-")] or names
-
-
-def _shards_of(pattern) -> list[str]:
-    """The files of a pattern: {000..099} and {a,b} name files that must be there, * ? [ ] those that are."""
-    found: list[str] = []
-    for one in _expanded(pattern):
-        there = sorted(glob.glob(one)) if re.search(r"[*?\[]", one) else [one] if os.path.isfile(one) else []
-        if not there:
-            raise TinkitError("A file of the pattern is missing.", where=one, seen=f"in {pattern}",
-                              next_step="name the files that there are")  # fmt: skip
-        found += there
-    found = list(dict.fromkeys(found))
-    strange = [path for path in found if _ending(path) != TAR_ENDING and _ending(path) not in tables.ENDINGS]
-    if strange:
-        if strange[0].lower().endswith(COMPRESSED):
-            raise _compressed(strange[0])
-        raise TinkitError("A pattern names .tar, .parquet or .arrow files.", where=strange[0],
-                          next_step="name the folder of the pictures, or a .txt list of them")  # fmt: skip
-    return found
-
-
-def _expanded(pattern) -> list[str]:
-    """Every string that the braces stand for, in order."""
-    waiting, found = [pattern], []
-    while waiting:
-        one = waiting.pop()
-        match = RANGE.search(one)
-        if match is None:
-            found.append(one)
-            continue
-        choices = _choices(match)
-        if len(waiting) + len(choices) + len(found) > MOST_FILES:
-            raise TinkitError("The pattern names too many files.", where=pattern, seen=f"more than {MOST_FILES}")
-        waiting += [one[: match.start()] + choice + one[match.end() :] for choice in reversed(choices)]
-    return found
-
-
-def _choices(match) -> list[str]:
-    if match[3] is not None:
-        return match[3].split(",")
-    first, last = int(match[1]), int(match[2])
-    if last - first >= MOST_FILES:
-        raise TinkitError("The pattern names too many files.", where=match[0], seen=f"more than {MOST_FILES}")
-    width = len(match[1]) if match[1].startswith("0") else 0
-    return [str(number).zfill(width) for number in range(first, last + 1)]
-
-
-def _ending(path) -> str:
-    return os.path.splitext(path)[1].lower()
-
-
-def _compressed(path):
-    return TinkitError(
-        "A compressed tar cannot be read: its pictures are needed in any order, and it has no random access.",
-        where=path,
-        next_step="unpack it to a .tar (gunzip, unxz, zstd -d): pictures are compressed already, so it hardly grows",
-    )
 
 
 def _no_picture(listing: Listing):

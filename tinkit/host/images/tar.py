@@ -7,27 +7,30 @@ its whole members. Sparse files are left out with a word, and a compressed tar i
 
 import functools
 import os
-import zlib
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tinkit.device.pictures import suffixes
 from tinkit.host.images.reading import patiently
+from tinkit.host.images.tar_header import (
+    BLOCK,
+    Damaged,
+    decimal_in,
+    number_in,
+    own_name,
+    padded,
+    pax_records,
+    sum_is_right,
+    text_in,
+    why_no_header,
+)
 
-BLOCK = 512
 NEAR, WINDOW, ONE_HEADER = 32 << 10, 256 << 10, 3 * BLOCK  # bytes: small members are read over, large ones jumped over
 MAX_EXTENSION = 1 << 20  # bytes of a long name or of pax records; more is damage
 ZEROS = bytes(BLOCK)
 FILES, LINKS, BARE = (b"0", b"\0", b"7"), (b"1", b"2"), (b"3", b"4", b"5", b"6")
 LONG_NAME, LONG_LINK, PAX, PAX_GLOBAL, SPARSE = b"L", b"K", (b"x", b"X"), b"g", b"S"
-COMPRESSED = {
-    b"\x1f\x8b": "gzip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ": "xz",
-    b"(\xb5/\xfd": "zstandard",
-    b"\x04\x22M\x18": "lz4",
-}
 
 
 @dataclass
@@ -92,10 +95,6 @@ def _places(path, _size, _time):
     return dict(zip(index.own_names(), zip(index.offsets, index.sizes)))
 
 
-class Damaged(ValueError):
-    """Where the tar cannot be followed any further, in words."""
-
-
 def _index_of(path, stop) -> TarIndex:
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -137,20 +136,20 @@ class _Reader:
             members += 1
             if self.stop and not members % 4096 and self.stop():
                 raise InterruptedError
-            kind, size = header[156:157], _number(header[124:136], at)
+            kind, size = header[156:157], number_in(header[124:136], at)
             if kind in (LONG_NAME, LONG_LINK) or kind in PAX or kind == PAX_GLOBAL:
                 data = self._extension(at + BLOCK, size)
                 if kind == LONG_NAME:
-                    name = _text(data) if name is None else name
+                    name = text_in(data) if name is None else name
                 elif kind == LONG_LINK:
-                    link = _text(data) if link is None else link
+                    link = text_in(data) if link is None else link
                 elif kind in PAX:
-                    pax = {**_pax_records(data, at), **pax}
-                at += BLOCK + _padded(size)
+                    pax = {**pax_records(data, at), **pax}
+                at += BLOCK + padded(size)
                 continue
-            own = name or pax.get(b"path") or _own_name(header)
+            own = name or pax.get(b"path") or own_name(header)
             if pax.get(b"size"):
-                size = _decimal(pax[b"size"], at)
+                size = decimal_in(pax[b"size"], at)
             at = self._member(header, at + BLOCK, kind, own, size, link or pax.get(b"linkpath"), pax)
             name, link, pax = None, None, {}
 
@@ -160,7 +159,7 @@ class _Reader:
             at = self._after_sparse_map(header, at)
         if kind in BARE or kind in LINKS:
             if kind in LINKS and self._is_picture(name):
-                self.links.append((_tidy(name), _target(name, kind, link or _text(header[157:257]))))
+                self.links.append((_tidy(name), _target(name, kind, link or text_in(header[157:257]))))
             return at
         end = at + size
         if end > self.length:
@@ -173,7 +172,7 @@ class _Reader:
             self.index.add(_tidy(name), at, size)
         else:
             self.index.others += 1
-        return at + _padded(size)
+        return at + padded(size)
 
     def _header(self, at) -> bytes | None:
         """The header at this byte, None at the end. Damaged when there is none."""
@@ -190,8 +189,8 @@ class _Reader:
             raise Damaged(
                 f"cut off at byte {self.length}, inside of a header" if at else "no tar: shorter than a header"
             )
-        if not _sum_is_right(header):
-            raise Damaged(_no_header(header, at))
+        if not sum_is_right(header):
+            raise Damaged(why_no_header(header, at))
         return header
 
     def _extension(self, at, size) -> bytes:
@@ -234,74 +233,6 @@ class _Reader:
             else:
                 reason = f"a link to {os.fsdecode(target)}, which is no picture of this tar"
                 self.index.lost.append((os.fsdecode(name), reason))
-
-
-def _sum_is_right(header) -> bool:
-    """The header's own checksum, its field read as blanks. Adler-32's low half is 1 + the sum of the bytes, mod 65521."""
-    try:
-        told = int(header[148:156].partition(b"\0")[0].strip() or b"0", 8)
-    except ValueError:
-        return False
-    without = sum(header[148:156]) - 8 * ord(" ")
-    if (zlib.adler32(header) & 0xFFFF) == (1 + told + without) % 65521:
-        return True
-    signed = sum(byte - 256 if byte > 127 else byte for byte in header[:148] + header[156:])  # as old tars summed
-    return told == signed + 8 * ord(" ")
-
-
-def _no_header(header, at) -> str:
-    if at:
-        return f"damaged at byte {at}: no member begins there"
-    for magic, method in COMPRESSED.items():
-        if header.startswith(magic):
-            return f"compressed with {method}: a tar must be unpacked from that, for its pictures are read in any order"
-    return "no tar"
-
-
-def _number(field_, at) -> int:
-    """Octal digits, or the base-256 of GNU tar for 8 GB and more."""
-    if field_[0] == 0x80:
-        return int.from_bytes(field_[1:], "big")
-    try:
-        value = int(field_.partition(b"\0")[0].strip() or b"0", 8)
-    except ValueError:
-        value = -1
-    if value < 0:
-        raise Damaged(f"damaged at byte {at}: a size that is no number")
-    return value
-
-
-def _decimal(value, at) -> int:
-    if not value.isdigit():
-        raise Damaged(f"damaged at byte {at}: a size that is no number")
-    return int(value)
-
-
-def _pax_records(data, at) -> dict[bytes, bytes]:
-    """{key: value} of "LENGTH KEY=VALUE\\n" records."""
-    found, place = {}, 0
-    while place < len(data) and data[place]:
-        digits, blank, _ = data[place : place + 20].partition(b" ")
-        if not blank or not digits.isdigit() or int(digits) <= len(digits) + 1 or place + int(digits) > len(data):
-            raise Damaged(f"damaged at byte {at}: pax records that are none")
-        key, _, value = data[place + len(digits) + 1 : place + int(digits)].partition(b"=")
-        found[key] = value[:-1] if value.endswith(b"\n") else value
-        place += int(digits)
-    return found
-
-
-def _own_name(header) -> bytes:
-    name = _text(header[:100])
-    prefix = _text(header[345:500]) if header[257:263] == b"ustar\0" else b""
-    return prefix + b"/" + name if prefix else name
-
-
-def _text(data) -> bytes:
-    return data.partition(b"\0")[0]
-
-
-def _padded(size) -> int:
-    return (size + BLOCK - 1) // BLOCK * BLOCK
 
 
 def _tidy(name) -> bytes:
