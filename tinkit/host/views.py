@@ -2,21 +2,26 @@
 
 That is what makes cached teacher features honest: they belong to exactly the pixels that the student sees. Teacher and
 student get the same box of the same picture, each resampled to its own size. K views a picture are numbered 0..K-1;
-the evaluation view (`EVALUATION`) is the centred square that the deployed student will get.
+the evaluation view (`EVALUATION`) is the centred square that the deployed student will get. A cache of decoded pictures
+(`tinkit.host.decoded`) saves decoding and changes no pixel; another decoder (`tinkit.host.decoders`) changes them.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from torchvision.transforms.v2 import functional as colour
 
 from tinkit.device.pictures import Unreadable, crop, decode
 from tinkit.errors import TinkitError
 from tinkit.host.images import Picture
 from tinkit.pixels import Preprocessing, centre_box
+
+if TYPE_CHECKING:
+    from tinkit.host.decoded import DecodedCache
 
 EVALUATION = -1
 POLICY_VERSION = 1  # raised whenever the same seed would give other pixels
@@ -76,17 +81,44 @@ def render(image, view: View, size: int, interpolation: str) -> torch.Tensor:
         (view.left + view.width) * image.width,
         (view.top + view.height) * image.height,
     )
-    pixels = torch.from_numpy(crop(image, box, size, interpolation).copy()).permute(2, 0, 1)
-    if view.flip:
-        pixels = pixels.flip(2)
-    pixels = colour.adjust_brightness(pixels, view.brightness)
-    pixels = colour.adjust_contrast(pixels, view.contrast)
-    return colour.adjust_saturation(pixels, view.saturation).contiguous()
+    pixels = _planes(crop(image, box, size, interpolation))
+    return recolour(pixels.flip(2) if view.flip else pixels, view)
 
 
 def render_evaluation(image, crop_pct: float, size: int, interpolation: str) -> torch.Tensor:
     box = centre_box(image.width, image.height, crop_pct)
-    return torch.from_numpy(crop(image, box, size, interpolation).copy()).permute(2, 0, 1).contiguous()
+    return _planes(crop(image, box, size, interpolation))
+
+
+def recolour(pixels: torch.Tensor, view: View) -> torch.Tensor:
+    """Brightness, contrast and saturation of (3, H, W) uint8, to the bit what torchvision's v2 functions give.
+
+    They round down to whole levels after each of the three and convert to uint8 and back each time; here the levels stay
+    whole in one float32 array that is worked on in place. A factor of exactly 1 changes nothing and is left out.
+    """
+    if min(view.brightness, view.contrast, view.saturation) < 0:
+        raise ValueError(f"a colour factor below 0: {view}")
+    if view.brightness == view.contrast == view.saturation == 1:
+        return pixels
+    levels = pixels.float()
+    if view.brightness != 1:
+        levels.mul_(view.brightness).clamp_(0, 255).trunc_()
+    if view.contrast != 1:
+        mean = _grey(levels).mean(dim=(-3, -2, -1), keepdim=True)
+        levels.mul_(view.contrast).add_(mean, alpha=1 - view.contrast).clamp_(0, 255).trunc_()
+    if view.saturation != 1:
+        grey = _grey(levels)
+        levels.mul_(view.saturation).add_(grey, alpha=1 - view.saturation).clamp_(0, 255)
+    return levels.to(torch.uint8)
+
+
+def _grey(levels: torch.Tensor) -> torch.Tensor:
+    red, green, blue = levels
+    return red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114).floor_()[None]
+
+
+def _planes(pixels_HWC: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(pixels_HWC.transpose(2, 0, 1)))
 
 
 @dataclass(frozen=True)
@@ -100,44 +132,74 @@ class Broken:
 class Views(Dataset):
     """(picture index, view number) -> (uint8 tensors (3,S,S), one for each `Preprocessing` asked for; index; number).
 
-    `crop_pct` is the evaluation view's: the student's own, for the teacher too, so that both see the same pixels.
+    pictures: a `Catalogue` is shared by worker processes, a list is copied by each in time. crop_pct is the evaluation
+    view's: the student's own, for the teacher too, so that both see the same pixels. decoder: one of
+    `tinkit.host.decoders.DECODERS`; only Pillow's pictures are cached.
     """
 
-    def __init__(self, pictures: list[Picture], policy: ViewPolicy, sizes: list[Preprocessing], crop_pct: float):
+    def __init__(
+        self,
+        pictures: Sequence[Picture],
+        policy: ViewPolicy,
+        sizes: list[Preprocessing],
+        crop_pct: float,
+        cache: "DecodedCache | None" = None,
+        decoder: str = "pillow",
+    ):
+        if decoder not in ("pillow", "torchvision") or (cache is not None and decoder != "pillow"):
+            raise ValueError(f"decoder {decoder!r} {'with' if cache is not None else 'without'} a cache")
         self.pictures, self.policy, self.sizes, self.crop_pct = pictures, policy, sizes, crop_pct
+        self.cache, self.decoder = cache, decoder
 
     def __len__(self):
         return len(self.pictures)
 
     def __getitem__(self, item):
         index, number = item
+        picture = self.pictures[index]
         try:
-            image = decode(self.pictures[index].path)
+            return self._views(picture, [number], self.sizes)[0], index, number
         except (Unreadable, OSError) as error:
-            return Broken(self.pictures[index].path, str(error))
-        return [self._one(image, index, number, p.size, p.interpolation) for p in self.sizes], index, number
+            return Broken(picture.path, str(error))
 
-    def _one(self, image, index, number, size, interpolation):
+    def _views(self, picture, numbers, sizes) -> list[list[torch.Tensor]]:
+        """For each number the pixels at each size; the picture is decoded once."""
+        if self.decoder == "pillow":
+            image = self._decoded(picture)
+            return [[self._one(image, picture.content, k, p.size, p.interpolation) for p in sizes] for k in numbers]
+        from tinkit.host.decoders import Encoded, views_on_device
+
+        encoded = Encoded.of(picture, self.policy, self.crop_pct, numbers)
+        found = [views_on_device([encoded.data], [encoded.views], p.size, p.interpolation) for p in sizes]
+        return [[pixels[k] for pixels in found] for k in range(len(numbers))]
+
+    def _decoded(self, picture):
+        image = self.cache.get(picture.content) if self.cache is not None else None
+        if image is None:
+            image = decode(picture.read())
+            if self.cache is not None:
+                self.cache.put(picture.content, image)
+        return image
+
+    def _one(self, image, content, number, size, interpolation):
         if number == EVALUATION:
             return render_evaluation(image, self.crop_pct, size, interpolation)
-        view = draw(self.policy, self.pictures[index].content, number, image.width / image.height)
-        return render(image, view, size, interpolation)
+        return render(image, draw(self.policy, content, number, image.width / image.height), size, interpolation)
 
 
 class AllViews(Views):
     """picture index -> uint8 (K,3,S,S) of the first size: all views of one picture, decoded once."""
 
-    def __init__(self, *arguments, numbers: list[int]):
-        super().__init__(*arguments)
+    def __init__(self, *arguments, numbers: list[int], **options):
+        super().__init__(*arguments, **options)
         self.numbers = numbers
 
     def __getitem__(self, index):
+        picture = self.pictures[index]
         try:
-            image = decode(self.pictures[index].path)
+            return torch.stack([pixels for (pixels,) in self._views(picture, self.numbers, self.sizes[:1])])
         except (Unreadable, OSError) as error:
-            return Broken(self.pictures[index].path, str(error))
-        size = self.sizes[0]
-        return torch.stack([self._one(image, index, k, size.size, size.interpolation) for k in self.numbers])
+            return Broken(picture.path, str(error))
 
 
 def collate(items):
