@@ -14,7 +14,8 @@ from tinkit import files
 from tinkit.errors import TinkitError
 from tinkit.host.store.build import Job, fill, layout_of
 from tinkit.host.store.identity import contents_of, identity_of
-from tinkit.host.store.reader import FeatureStore, InUse, is_finished, open_shards
+from tinkit.host.store.mapped import InUse, check_if_small, is_finished, open_shards
+from tinkit.host.store.reader import FeatureStore
 from tinkit.host.store.reuse import Lenders, lenders_of, whole
 from tinkit.host.store.shards import CONTENTS, IDENTITY, Layout, journal_of, read_identity, write_identity
 from tinkit.host.teacher import Teacher
@@ -136,14 +137,16 @@ def _own_layout(path, identity) -> Layout:
 
 def _open(path, identity, tell) -> FeatureStore:
     layout = _own_layout(path, identity)
-    handle = InUse(path)
-    return FeatureStore(path, layout.views, open_shards(path, layout, tell), in_use=handle)
+    handle, shards = InUse(path), open_shards(path, layout)
+    check_if_small(shards, tell)
+    return FeatureStore(path, layout.views, shards, in_use=handle)
 
 
 def _lent(lenders: Lenders, path, tell) -> FeatureStore:
     store = whole(lenders)
     if store is None:
         raise TinkitError("The feature store was removed while it was opened.", where=path, next_step="run again")
+    check_if_small(store.shards, tell)
     tell(f"feature store: all rows are in {store.path} already, nothing is computed")
     return store
 

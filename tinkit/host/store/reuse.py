@@ -12,7 +12,8 @@ import numpy as np
 
 from tinkit.errors import TinkitError
 from tinkit.host.store.identity import HASH_BYTES, sha256_of_contents, without_list
-from tinkit.host.store.reader import FeatureStore, InUse, Shards, is_finished, open_shards
+from tinkit.host.store.mapped import InUse, Shards, is_finished, open_shards
+from tinkit.host.store.reader import FeatureStore
 from tinkit.host.store.shards import CONTENTS, IDENTITY, read_identity
 
 NOWHERE = -1
