@@ -4,14 +4,15 @@ Distillation does without them. Given, they bring cross-entropy, and classes for
 fitted on the teacher's features of the labelled pictures. A picture without a label is used by every term that needs none.
 """
 
-import csv
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from tinkit.errors import TinkitError
-from tinkit.host.images import Picture
+from tinkit.host.images import Picture, base_of, class_folder, names_of
+from tinkit.host.images.lists import columns_of, csv_rows, name_of
 
 FOLDERS = "folders"
 EXAMPLE = "cat"
@@ -29,13 +30,13 @@ class Labels:
     unknown: int = 0
     dropped: tuple[str, ...] = ()
 
-    def of(self, pictures: list[Picture]) -> torch.Tensor:
+    def of(self, pictures: Sequence[Picture]) -> torch.Tensor:
         """(N,) int64, -1 for a picture without a label."""
-        return torch.tensor([self.by_name.get(picture.name, -1) for picture in pictures], dtype=torch.int64)
+        return torch.tensor([self.by_name.get(name, -1) for name in names_of(pictures)], dtype=torch.int64)
 
-    def within(self, pictures: list[Picture]) -> "Labels":
+    def within(self, pictures: Sequence[Picture]) -> "Labels":
         """The same without classes that no picture of these has: a class needs a picture to train on."""
-        used = sorted({self.by_name[picture.name] for picture in pictures if picture.name in self.by_name})
+        used = sorted({self.by_name[name] for name in names_of(pictures) if name in self.by_name})
         return Labels(
             tuple(self.classes[number] for number in used),
             {name: used.index(number) for name, number in self.by_name.items() if number in used},
@@ -62,7 +63,7 @@ def require_labels(source: str) -> None:
         )
 
 
-def read_labels(source: str, pictures: list[Picture], root: str) -> Labels:
+def read_labels(source: str, pictures: Sequence[Picture], root: str) -> Labels:
     """Labels of pictures below `root`: `source` is "folders" (each picture's own folder) or a CSV file.
 
     TinkitError for fewer than two classes, an unreadable file, a picture with two labels, or labels that fit no picture.
@@ -80,37 +81,31 @@ def read_labels(source: str, pictures: list[Picture], root: str) -> Labels:
 
 
 def _from_folders(pictures):
-    folders = {picture.name: os.path.basename(os.path.dirname(picture.name)) for picture in pictures}
+    folders = {name: class_folder(name) for name in names_of(pictures)}
     return {name: folder for name, folder in folders.items() if folder}
 
 
 def _from_csv(path, pictures, root):
     """({name: label}, lines that name no usable picture, a header among them); an empty label is none."""
-    names = {picture.name for picture in pictures}
+    names, base = set(names_of(pictures)), base_of(root)
     found: dict[str, str] = {}
     unknown = []
-    try:
-        with open(
-            path, newline="", encoding="utf-8-sig", errors="surrogateescape"
-        ) as handle:  # a file name may be no UTF-8
-            rows = [(number, row) for number, row in enumerate(csv.reader(handle), 1) if row]
-    except (OSError, csv.Error) as error:
-        raise TinkitError("The file of labels cannot be read.", where=path, seen=str(error)) from None
+    rows = csv_rows(path, "The file of labels")
+    path_at, label_at, _ = columns_of(rows[0][1] if rows else [])
     for number, row in rows:
-        if not _is_text(row[min(1, len(row) - 1)]):
+        if not _is_text(row[min(label_at, len(row) - 1)]):
             raise TinkitError("The file of labels cannot be read.", where=f"{path}, line {number}",
                               seen="a label that is no UTF-8", next_step="save it as UTF-8")  # fmt: skip
-        if len(row) < 2:
+        if len(row) <= max(path_at, label_at):
             raise TinkitError(
                 "A line of labels is not path,label.",
                 where=f"{path}, line {number}",
                 seen=",".join(row),
                 next_step="a comma between path and label, and quotes around a path that has a comma",
             )
-        given, label = row[0].strip(), row[1].strip()
-        name = os.path.normpath(os.path.relpath(given, root) if os.path.isabs(given) else given)
+        name, label = name_of(row[path_at].strip(), base), row[label_at].strip()
         if name not in names:
-            unknown.append((number, row[0]))
+            unknown.append((number, row[path_at]))
         elif label and found.setdefault(name, label) != label:
             raise TinkitError(
                 "A picture has two labels.",
@@ -123,7 +118,7 @@ def _from_csv(path, pictures, root):
             where=path,
             seen=f"{len(rows)} lines, {len(unknown)} of unknown paths"
             + (f", first {unknown[0][1]}" if unknown else ""),
-            next_step=f"lines of path,label with paths relative to {root}, such as {pictures[0].name},{EXAMPLE}",
+            next_step=f"lines of path,label with paths relative to {base}, such as {pictures[0].name},{EXAMPLE}",
         )
     return found, len(unknown)
 

@@ -4,6 +4,7 @@ A pixel holds the number of its class, in grey or as an index into a palette (as
 is "not judged". A mask is cut by the evaluation view's box and sampled without blending, so it lies on the network's pixels.
 """
 
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinkit.errors import TinkitError
-from tinkit.host.images import Picture
+from tinkit.host.images import Picture, is_row
 from tinkit.pixels import centre_box
 
 IGNORE = 255
@@ -48,7 +49,7 @@ def read_masks(folder, pictures: Sequence[Picture], crop_pct: float, size: int) 
             seen=f"no {os.path.relpath(mask_path(folder, pictures[0].name), folder)}, for example",
             next_step="one PNG a picture with the same relative name: cat/one.jpg has cat/one.png",
         )
-    cut = [_cut(_read(path, pictures[n].path), crop_pct, size) for n, path in found]
+    cut = [_cut(_read(path, pictures[n]), crop_pct, size) for n, path in found]
     numbers = sorted({int(number) for mask in cut for number in np.unique(mask)} - {IGNORE})
     if not 2 <= len(numbers) <= MOST_CLASSES:
         raise TinkitError(
@@ -69,11 +70,11 @@ def read_masks(folder, pictures: Sequence[Picture], crop_pct: float, size: int) 
 
 
 def mask_path(folder, name) -> str:
-    """Where the mask of the picture with this relative name is looked for."""
-    return os.path.join(folder, os.path.splitext(name)[0] + ".png")
+    """Where the mask of the picture with this relative name is looked for; TABLE.parquet#7 has TABLE.parquet#7.png."""
+    return os.path.join(folder, (name if is_row(name) else os.path.splitext(name)[0]) + ".png")
 
 
-def _read(path, picture_path) -> np.ndarray:
+def _read(path, picture: Picture) -> np.ndarray:
     """The class numbers (H, W) of a mask that has its picture's proportions."""
     from PIL import Image
 
@@ -81,7 +82,7 @@ def _read(path, picture_path) -> np.ndarray:
         with Image.open(path) as image:
             image.load()
             mode, numbers = image.mode, np.array(image)
-        width, height = _size_as_seen(Image, picture_path)
+        width, height = _size_as_seen(Image, picture)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise TinkitError("A mask or its picture cannot be read.", where=path, seen=str(error)) from None
     if numbers.ndim != 2 or mode not in ("1", "L", "P", "I", "I;16"):
@@ -106,9 +107,9 @@ def _read(path, picture_path) -> np.ndarray:
     return numbers
 
 
-def _size_as_seen(Image, path):
+def _size_as_seen(Image, picture):
     """(width, height) of a picture as it is shown, read from its header."""
-    with Image.open(path) as image:
+    with Image.open(io.BytesIO(picture.read()) if picture.place else picture.path) as image:
         width, height = image.size
         turned = image.getexif().get(EXIF_ORIENTATION) in TURNED
     return (height, width) if turned else (width, height)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tinkit.errors import TinkitError
-from tinkit.host.images import Picture, Pictures, scan
+from tinkit.host.images import Picture, Pictures, class_folder, scan
 from tinkit.host.labels import FOLDERS, read_labels, require_labels
 
 BANK, VALIDATION, TEST = PARTS = ("bank", "validation", "test")
@@ -106,7 +106,7 @@ def _rank(content) -> float:
 
 def folder_name(name) -> str:
     """Of the folder that a picture lies in; "" at the top."""
-    return os.path.basename(os.path.dirname(name))
+    return class_folder(name)
 
 
 def _own_parts(found: Pictures) -> bool:

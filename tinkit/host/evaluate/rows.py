@@ -4,7 +4,7 @@ Every network sees the evaluation view of a picture, cut by the student's crop f
 feature store in float32 and memory-mapped, so that a second evaluation is arithmetic alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,14 +48,14 @@ class Rows:
 class Squares:
     """The centred square of each picture at 224 pixels, (224, 224, 3) uint8, decoded when a slice is asked for."""
 
-    def __init__(self, pictures: list[Picture], crop_pct: float):
+    def __init__(self, pictures: Sequence[Picture], crop_pct: float):
         self.pictures, self.crop_pct = pictures, crop_pct
 
     def __len__(self):
         return len(self.pictures)
 
     def __getitem__(self, part: slice) -> list[np.ndarray]:
-        images = [decode(picture.path) for picture in self.pictures[part]]
+        images = [decode(picture.read()) for picture in self.pictures[part]]
         boxes = [centre_box(image.width, image.height, self.crop_pct) for image in images]
         return [crop(image, box, COMMON_SIZE) for image, box in zip(images, boxes)]
 
@@ -72,13 +72,13 @@ class Embedder:
     progress: Progress
     stop: Callable[[], bool]
 
-    def rows(self, pictures: list[Picture], what: str) -> Rows:
+    def rows(self, pictures: Sequence[Picture], what: str) -> Rows:
         """The rows of these pictures, computed or read. `what` names them on the progress bar. InterruptedError on Ctrl-C."""
         teacher = self._stored(self.teacher, pictures, f"teacher, {what}").global_rows()
         student = self._stored(self.network, pictures, f"{self.network.kind}, {what}").global_rows()
         return Rows(teacher, self.map(teacher), student)
 
-    def local(self, pictures: list[Picture]) -> tuple[FeatureStore, FeatureStore]:
+    def local(self, pictures: Sequence[Picture]) -> tuple[FeatureStore, FeatureStore]:
         """Stores with local features of a few pictures, of the teacher and the student."""
         return tuple(
             self._stored(network, pictures, "local features", ("local",)) for network in (self.teacher, self.network)

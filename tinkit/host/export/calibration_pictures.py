@@ -9,6 +9,7 @@ from tinkit.device.sitting import fill
 from tinkit.errors import TinkitError
 from tinkit.host.export.exam import exam_of_folder
 from tinkit.host.export.gate import Draft
+from tinkit.host.images import require_images
 from tinkit.host.run import Run
 
 PICTURES, BATCH = 128, 8
@@ -36,12 +37,13 @@ def calibration_feeds(draft: Draft, fp32, run: Run, exam: Exam, folder=None):
 
 def _pixels(draft: Draft, run: Run, exam: Exam, folder) -> tuple[np.ndarray, list[str]]:
     root = os.fspath(folder or run.record["images"]["root"])
-    if not os.path.isdir(root):
+    try:
+        require_images(root)
+    except TinkitError as error:
         if folder is None:
             return exam.pixels, [TOO_WELL.format("the run's folder is gone")]
-        raise TinkitError(
-            "The pictures for calibration must be a folder.", where=root, next_step="--calibration FOLDER"
-        )
+        raise TinkitError(f"The pictures for calibration are not there. {error.what}", error.where,
+                          next_step="--calibration FOLDER") from None  # fmt: skip
     taken = {pixels.tobytes() for pixels in exam.pixels}
     try:
         others, skipped = exam_of_folder(root, draft.preprocessing, PICTURES + len(taken))

@@ -15,8 +15,9 @@ import zlib
 import numpy as np
 
 from tinkit.bundle import Exam
-from tinkit.device.pictures import Unreadable, is_picture_name, network_pixels, suffixes
+from tinkit.device.pictures import Unreadable, network_pixels
 from tinkit.errors import TinkitError
+from tinkit.host.images import Picture, list_pictures
 from tinkit.pixels import Preprocessing
 
 SKIPPED = "skipped in the exam's folder:"
@@ -26,18 +27,20 @@ PNG_START, JPEG_START = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 PNG_KEPT = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"sBIT")
 
 
-def make_exam(paths_with_names, preprocessing: Preprocessing, encoded: int = ENCODED) -> Exam:
-    """An `Exam` of (path, name) pairs, in their order; the first `encoded` JPEG and PNG files up to 2 MB come along.
+def make_exam(pictures_with_names, preprocessing: Preprocessing, encoded: int = ENCODED) -> Exam:
+    """An `Exam` of (picture, name) pairs, in their order; the first `encoded` JPEG and PNG files up to 2 MB come along.
 
+    A picture is a path or a `Picture`, which may lie in a tar or a table.
     Raises TinkitError for a picture that cannot be read.
     """
     pixels, names = [], []
     files: dict[int, bytes] = {}
-    for index, (path, name) in enumerate(paths_with_names):
+    for index, (source, name) in enumerate(pictures_with_names):
         try:
-            seen, data = _look(path, preprocessing, len(files) < encoded)
-        except Unreadable as error:
-            raise TinkitError("A picture of the exam cannot be read.", where=os.fspath(path), seen=str(error)) from None
+            seen, data = _look(read_source(source), preprocessing, len(files) < encoded)
+        except (Unreadable, OSError) as error:
+            where = source.path if isinstance(source, Picture) else os.fspath(source)
+            raise TinkitError("A picture of the exam cannot be read.", where=where, seen=str(error)) from None
         pixels.append(seen)
         names.append(name)
         if data is not None:
@@ -48,27 +51,29 @@ def make_exam(paths_with_names, preprocessing: Preprocessing, encoded: int = ENC
 
 
 def exam_of_folder(folder, preprocessing: Preprocessing, pictures: int = 64) -> tuple[Exam, list[str]]:
-    """An exam of up to `pictures` readable pictures below `folder`, and notes about those that were skipped.
+    """An exam of up to `pictures` readable pictures of `folder` (or another source), and notes about those that were skipped.
 
-    The choice is spread over the folder and always the same: files are taken in the order of the hash of their names.
+    The choice is spread over them all and always the same: files are taken in the order of the hash of their names.
     """
-    root = os.path.abspath(os.fspath(folder))
-    if not os.path.isdir(root):
-        raise TinkitError("The exam's pictures must be a folder.", where=root, next_step="--exam FOLDER")
-    chosen: list[tuple[str, str]] = []
-    notes: list[str] = []
-    for name in sorted(_names(root), key=lambda name: hashlib.sha256(os.fsencode(name)).digest()):
+    try:
+        listing = list_pictures(folder)
+    except TinkitError as error:
+        raise TinkitError(f"The exam has no pictures. {error.what}", error.where, error.seen, error.next_step) from None
+    names = list(listing.pictures.all_names())
+    chosen: list[tuple[Picture, str]] = []
+    notes = [f"{SKIPPED} {name}: {reason}" for name, reason in listing.lost]
+    for number in sorted(range(len(names)), key=lambda number: hashlib.sha256(os.fsencode(names[number])).digest()):
         if len(chosen) == pictures:
             break
-        path = os.path.join(root, name)
+        picture = listing.pictures[number]
         try:
-            network_pixels(path, preprocessing)
-            chosen.append((path, name))
-        except Unreadable as error:
-            notes.append(f"{SKIPPED} {name}: {error}")
+            network_pixels(picture.read(), preprocessing)
+            chosen.append((picture, picture.name))
+        except (Unreadable, OSError) as error:
+            notes.append(f"{SKIPPED} {picture.name}: {error}")
     if not chosen:
         raise TinkitError(
-            "There is no usable picture in the exam's folder.", where=root, seen=f"{len(notes)} unreadable"
+            "There is no usable picture in the exam's folder.", where=listing.source, seen=f"{len(notes)} unreadable"
         )
     return make_exam(chosen, preprocessing), notes
 
@@ -82,13 +87,19 @@ def strip_metadata(data: bytes) -> bytes:
     raise ValueError("neither JPEG nor PNG")
 
 
-def _look(path, preprocessing, wanted):
+def read_source(source) -> bytes:
+    """The encoded bytes of a path or a `Picture`."""
+    if isinstance(source, Picture):
+        return source.read()
+    with open(source, "rb") as handle:
+        return handle.read()
+
+
+def _look(data, preprocessing, wanted):
     """(pixels, stripped file or None). None when it is not wanted, too large, or another format."""
-    pixels = network_pixels(path, preprocessing)
-    if not wanted or os.path.getsize(path) > MAX_ENCODED_BYTES:
+    pixels = network_pixels(data, preprocessing)
+    if not wanted or len(data) > MAX_ENCODED_BYTES:
         return pixels, None
-    with open(path, "rb") as handle:
-        data = handle.read()
     if not data.startswith((JPEG_START, PNG_START)):
         return pixels, None
     try:
@@ -97,15 +108,6 @@ def _look(path, preprocessing, wanted):
     except (ValueError, Unreadable):  # an odd file that Pillow forgives: it stays in the exam as pixels
         return pixels, None
     return pixels, stripped if same else None
-
-
-def _names(root):
-    endings = suffixes()
-    for folder, subfolders, entries in os.walk(root):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for entry in entries:
-            if is_picture_name(entry, endings):
-                yield os.path.relpath(os.path.join(folder, entry), root)
 
 
 def _orientation(data) -> int:

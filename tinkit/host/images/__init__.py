@@ -1,12 +1,13 @@
 """Pictures, wherever they lie: found, tried, catalogued and split."""
 
-from tinkit.host.images.catalogue import Catalogue, Pictures, catalogue_of
+from tinkit.host.images.catalogue import Catalogue, Pictures, catalogue_of, names_of
 from tinkit.host.images.picture import Picture
 from tinkit.host.images.scan import MIN_SIDE, scan
 from tinkit.host.images.sources import (
     base_of,
     class_folder,
     find_picture,
+    is_row,
     list_pictures,
     require_folder,
     require_images,
@@ -25,7 +26,9 @@ __all__ = [
     "catalogue_of",
     "class_folder",
     "find_picture",
+    "is_row",
     "list_pictures",
+    "names_of",
     "require_folder",
     "require_images",
     "scan",

@@ -75,6 +75,10 @@ class Catalogue(Sequence[Picture]):
         holder = self.holders[self.holder_N[index]]
         return f"{holder.name}/{own}" if holder.kind == TAR else f"{holder.name}#{self.at_N[index]}"
 
+    def all_names(self) -> Iterator[str]:
+        """The names in order, without making pictures."""
+        return map(self.name, range(len(self)))
+
     def take(self, indices) -> "Catalogue":
         """The pictures of these numbers (or where a boolean array is true), in that order."""
         indices = np.asarray(indices)
@@ -168,6 +172,11 @@ def catalogue_of(root, names: Iterable[str], contents_N32=None, holders=(), **in
     return Catalogue(
         root, np.frombuffer(bytes(blob), np.uint8), np.array(ends, np.int64), contents_N32, holders, **inside
     )
+
+
+def names_of(pictures: Iterable[Picture]) -> Iterator[str]:
+    """The names of a catalogue or of any pictures, in order."""
+    return pictures.all_names() if isinstance(pictures, Catalogue) else (picture.name for picture in pictures)
 
 
 @dataclass(frozen=True)

@@ -31,14 +31,14 @@ def names_in_csv(path) -> list[str]:
     return _once(os.path.dirname(path), filter(None, given), path)
 
 
-def csv_rows(path) -> list[tuple[int, list[str]]]:
+def csv_rows(path, what="The CSV file") -> list[tuple[int, list[str]]]:
     """(line number, cells) of every line that is not empty. Bytes that are no UTF-8 are kept, as in file names."""
     try:
         lines = patiently(lambda: _lines(path), os.fspath(path))
         reader = csv.reader(lines)
         return [(reader.line_num, row) for row in reader if row]
     except (OSError, csv.Error) as error:
-        raise TinkitError("The CSV file cannot be read.", where=path, seen=str(error)) from None
+        raise TinkitError(f"{what} cannot be read.", where=path, seen=str(error)) from None
 
 
 def columns_of(first_row) -> tuple[int, int, bool]:

@@ -89,7 +89,8 @@ def require_folder(folder) -> str:
 def base_of(source) -> str:
     """The folder that names of this source's pictures are relative to."""
     source = os.path.abspath(os.fspath(source))
-    if os.path.isdir(source):
+    is_file = ending_of(source) in (*LISTS, TAR_ENDING, *tables.ENDINGS)
+    if os.path.isdir(source) or not (is_file or MAGIC.search(source)):
         return source
     folder = os.path.dirname(source)
     while not os.path.exists(source) and MAGIC.search(folder):
@@ -99,10 +100,15 @@ def base_of(source) -> str:
 
 def class_folder(name) -> str:
     """The folder that a picture lies in, by its name; "" at the top, of a tar's top, and of a table's row."""
-    if ROW.fullmatch(name):
+    if is_row(name):
         return ""
     folder = os.path.basename(os.path.dirname(name))
     return "" if folder.lower().endswith(TAR_ENDING) else folder
+
+
+def is_row(name) -> bool:
+    """Whether this is the name of a table's row, as in train.parquet#7."""
+    return ROW.fullmatch(name) is not None
 
 
 def find_picture(source, name) -> Picture | None:

@@ -12,6 +12,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 from tinkit.device.pictures import Unreadable, decode
+from tinkit.errors import TinkitError
+from tinkit.host.images import find_picture
 
 MOST, MOST_BYTES = 240, 6 * 1024  # thumbnails of a page, bytes of each before base64
 QUALITIES = (75, 60, 45, 30, 20)
@@ -27,7 +29,7 @@ MAP_SIDE, CELL = 112, 8  # pixels of a map's longer side, about, and of one posi
 
 
 class Album:
-    """The thumbnails of one page, by the pictures' names relative to `root`; the same picture is decoded once."""
+    """The thumbnails of one page, by the pictures' names in the source `root`; the same picture is decoded once."""
 
     def __init__(self, root, most=MOST):
         self.root, self.most = str(root), most
@@ -46,16 +48,16 @@ class Album:
         return self._known[name, side]
 
     def _encoded(self, name, side) -> str:
-        path = os.path.join(self.root, name)
         if not name or os.path.isabs(name) or ".." in name.split("/"):
             self.missing[name] = "not a name below the folder of pictures"
-        elif not os.path.isfile(path):
-            self.missing[name] = "no longer there"
         else:
             try:
-                return _jpeg(decode(path), side)
-            except Unreadable as error:
-                self.missing[name] = str(error)
+                picture = find_picture(self.root, name)
+                if picture is not None:
+                    return _jpeg(decode(picture.read()), side)
+                self.missing[name] = "no longer there"
+            except (Unreadable, OSError, TinkitError) as error:
+                self.missing[name] = str(error).partition("\n")[0]
         return ""
 
 

@@ -10,12 +10,13 @@ import math
 import os
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from tinkit.errors import Interrupted, TinkitError
-from tinkit.host.images import Picture, Pictures, require_folder, scan
+from tinkit.host.images import Picture, Pictures, require_images, scan
 from tinkit.host.interruption import StopSignal
 from tinkit.host.labels import Labels, read_labels, require_labels
 from tinkit.host.progress import Progress
@@ -51,7 +52,7 @@ def select(
     strict=False,
     quiet=False,
 ) -> Selection:
-    """Choose `budget` pictures below the folder `images` to label first; returns what is written to `out`.
+    """Choose `budget` pictures of `images` (a folder or another source) to label first; returns what is written to `out`.
 
     teacher: a name for `load_teacher` (default efficientnet-lite2); run: a run's folder, for its student's features instead.
     method: k-medoids, k-centre, mini-max, maxi-min or random; space: "t-sne" (distances on a map) or "features"; metric:
@@ -62,7 +63,7 @@ def select(
     """
     began = time.monotonic()
     _check(budget, method, space, metric, perplexity, seed)
-    root = require_folder(images)
+    root = require_images(images)
     out = folder_for(out, root)
     if labels is not None:
         require_labels(labels)
@@ -125,7 +126,7 @@ class Found:
     """What there is to choose from: all pictures, those without copies, their labels if any, their features (N, D)."""
 
     pictures: Pictures
-    unique: list[Picture]
+    unique: Sequence[Picture]
     labels: Labels | None
     store: FeatureStore
 
@@ -147,7 +148,7 @@ class Found:
 
 def _look(root, budget, labels, strict, network, store, workers, progress, stop) -> Found:
     pictures = scan(root, strict, progress.counter("reading"), stop)
-    known = None if labels is None else read_labels(labels, list(pictures.usable), root)
+    known = None if labels is None else read_labels(labels, pictures.usable, root)
     unique = gather.without_copies(pictures.usable)
     if budget > len(unique):
         raise TinkitError(
@@ -206,6 +207,7 @@ def _chosen(found: Found, chosen_K, owner_N, map_N2) -> list[Chosen]:
             rank=rank,
             name=found.unique[index].name,
             path=found.unique[index].path,
+            place=found.unique[index].place,
             link=link_name(rank, found.unique[index]),
             stands_for=int(count),
             at=() if map_N2 is None else tuple(map(float, map_N2[index])),

@@ -1,17 +1,19 @@
-"""What `tinkit select` leaves behind: a CSV to write labels into, a folder of links, and selection.json.
+"""What `tinkit select` leaves behind: a CSV to write labels into, a folder of links (of the pictures themselves, where they
+lie inside tars or tables), and selection.json.
 
 The CSV begins with path,label, so that with its labels filled in it is a file for `--labels`. A folder that holds anything
 is never written to: somebody's labels may be in it.
 """
 
 import csv
+import io
 import os
 from datetime import datetime
 
 from tinkit import files, workspace
 from tinkit.errors import TinkitError, from_os_error
-from tinkit.host.images import Picture
-from tinkit.host.select.result import Selection
+from tinkit.host.images import Picture, is_row
+from tinkit.host.select.result import Chosen, Selection
 
 TABLE, LINKS, RECORD = "selection.csv", "pictures", "selection.json"
 COLUMNS = ("path", "label", "rank", "stands_for", "x", "y", "link")
@@ -40,8 +42,21 @@ def folder_for(out, root) -> str:
 def link_name(rank: int, picture: Picture) -> str:
     """A name of its own in one flat folder: the rank, and as much of the file's name as fits, with its ending."""
     stem, ending = os.path.splitext(os.path.basename(picture.name))
+    if is_row(picture.name):  # TABLE.parquet#7
+        stem, ending = f"{stem}-{ending.partition('#')[2]}", _ending_of(picture.read())
     room = LONGEST - len(os.fsencode(ending))
     return f"{rank:05d}-" + os.fsdecode(os.fsencode(stem)[:room]) + ending
+
+
+def _ending_of(data) -> str:
+    """The usual ending of these encoded bytes; "" when they are no picture any more."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return {"JPEG": ".jpg", "TIFF": ".tif"}.get(str(image.format), f".{image.format}".lower())
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
+        return ""
 
 
 def write_selection(selection: Selection, page: str) -> None:
@@ -50,13 +65,22 @@ def write_selection(selection: Selection, page: str) -> None:
     try:
         os.makedirs(links, exist_ok=True)
         for picture in selection.chosen:
-            os.symlink(picture.path, os.path.join(links, picture.link))
+            _put(picture, os.path.join(links, picture.link))
     except OSError as error:
         raise from_os_error(error, "writing the links") from error
     with files.atomic(os.path.join(selection.path, TABLE)) as partial:
         _write_table(partial, selection)
     files.write_text(selection.page, page)
     files.write_json(os.path.join(selection.path, RECORD), selection.to_json())
+
+
+def _put(chosen: Chosen, path):
+    """A link to a file; the bytes themselves of a picture inside a tar or a table."""
+    if not chosen.place:
+        os.symlink(chosen.path, path)
+        return
+    with open(path, "xb") as handle:
+        handle.write(chosen.picture.read())
 
 
 def _write_table(path, selection):

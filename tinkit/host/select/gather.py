@@ -5,20 +5,25 @@ The network sees each picture's evaluation view (the centred square), as everywh
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from tinkit.errors import TinkitError
-from tinkit.host.images import Picture
+from tinkit.host.images import Catalogue, Picture
+from tinkit.host.images.split import groups_of
 from tinkit.host.progress import Progress
 from tinkit.host.store import FeatureStore, open_or_build
 from tinkit.host.teacher import DEFAULT_TEACHER, load_teacher
 from tinkit.host.views import EVALUATION, AllViews, ViewPolicy
 
 
-def without_copies(pictures: Iterable[Picture]) -> list[Picture]:
-    """One picture of each content: the first by name."""
+def without_copies(pictures: Iterable[Picture]) -> Sequence[Picture]:
+    """One picture of each content, the first by name, in order of name; a catalogue of a catalogue."""
+    if isinstance(pictures, Catalogue):
+        names = list(pictures.all_names())
+        by_name = pictures.take(sorted(range(len(names)), key=names.__getitem__))
+        return by_name.take(np.sort(groups_of(by_name.contents_N32)[0]))
     first: dict[str, Picture] = {}
     for picture in sorted(pictures, key=lambda picture: picture.name):
         first.setdefault(picture.content, picture)
@@ -45,7 +50,7 @@ def network_of(teacher=None, run=None, weights=None, size=None):
 
 
 def stored_features(
-    network, pictures: list[Picture], root, workers, progress: Progress, stop: Callable
+    network, pictures: Sequence[Picture], root, workers, progress: Progress, stop: Callable
 ) -> FeatureStore:
     """A row (D,) float32 of each picture, computed or read. InterruptedError once `stop()` is true."""
     own = network.preprocessing

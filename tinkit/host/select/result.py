@@ -4,6 +4,8 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from tinkit.host.images import Picture
+
 SCHEMA, PAGE = "tinkit-selection-1", "selection.html"
 
 
@@ -13,6 +15,7 @@ class Chosen:
 
     stands_for: how many pictures (without copies) have it as the nearest chosen one, itself among them. at: its place on the
     map, () without one. label: the class, where labels were given, else "".
+    place: as in `Picture`, for one inside a tar or a table.
     """
 
     rank: int
@@ -22,6 +25,12 @@ class Chosen:
     stands_for: int
     at: tuple[float, ...] = ()
     label: str = ""
+    place: str = ""
+
+    @property
+    def picture(self) -> Picture:
+        """To be read; without its address."""
+        return Picture(self.path, self.name, "", self.place)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ SIDE, EDGE = 640, 16  # of the map
 
 def render(selection: Selection, map_N2, owner_N) -> str:
     """The page as text. map_N2: where each picture lies, None without a map; owner_N: its nearest chosen one."""
-    shown = [dict(vars(one), data=_thumbnail(one.path)) for one in selection.chosen[:THUMBNAILS]]
+    shown = [dict(vars(one), data=_thumbnail(one.picture)) for one in selection.chosen[:THUMBNAILS]]
     drawn = 0 if map_N2 is None else min(POINTS, len(map_N2))
     return page_of(
         TEMPLATE,
@@ -68,9 +68,9 @@ def _plain(name) -> str:
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in name)
 
 
-def _thumbnail(path) -> str:
+def _thumbnail(picture) -> str:
     """A data: URI; "" for a picture that cannot be read any more."""
     try:
-        return thumbnail(np.asarray(decode(path)))
+        return thumbnail(np.asarray(decode(picture.read())))
     except (Unreadable, OSError):
         return ""
