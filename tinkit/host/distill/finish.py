@@ -114,7 +114,7 @@ def _write(
 ) -> dict[str, str]:
     """Student, mapping and exam as files; returns their hashes by name."""
     held = parts.held_pictures[:EXAM_PICTURES]
-    exam = make_exam([(p.path, p.name) for p in held], student.spec.preprocessing)
+    exam = make_exam([(p, p.name) for p in held], student.spec.preprocessing)
 
     def write(how, name, *what):
         path = os.path.join(out, name)
