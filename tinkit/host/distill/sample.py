@@ -27,12 +27,12 @@ class Sample:
         store: FeatureStore | None,
         settings: Settings,
         stop: Callable[[], bool],
-        among: Sequence[int] | None = None,
+        among: Sequence[int] | np.ndarray | None = None,
     ):
         numbers = np.arange(len(views)) if among is None else np.asarray(among)
         order = np.random.default_rng([settings.seed, 3]).permutation(len(numbers))
         self.chosen = numbers[np.sort(order[: settings.pca_pictures])]
-        self.pictures = [views.pictures[number] for number in self.chosen]
+        self.pictures = [views.pictures[int(number)] for number in self.chosen]
         self.teacher, self.views, self.store, self.settings, self.stop = teacher, views, store, settings, stop
 
     def __call__(self) -> Iterator[Features]:
@@ -45,7 +45,15 @@ class Sample:
 
     def pixels(self, preprocessing) -> Iterator[torch.Tensor]:
         """Batches of uint8 (B,3,S,S) at a network's size. InterruptedError when asked to stop."""
-        views = AllViews(self.pictures, self.views.policy, [preprocessing], self.views.crop_pct, numbers=[0])
+        views = AllViews(
+            self.pictures,
+            self.views.policy,
+            [preprocessing],
+            self.views.crop_pct,
+            self.views.cache,
+            self.views.decoder,
+            numbers=[0],
+        )
         loader = DataLoader(
             views,
             batch_size=64,

@@ -63,6 +63,12 @@ class BatchNormAcross(nn.Module):
     and `act`).
     """
 
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+
     def __init__(self, plain: _BatchNorm):
         super().__init__()
         self.plain = (plain,)
@@ -93,7 +99,7 @@ class BatchNormAcross(nn.Module):
     @torch.no_grad()
     def _learn(self, mean_C, var_C) -> None:
         """Running statistics as plain batch normalisation keeps them: the variance is the unbiased one."""
-        if self.running_mean is None:
+        if self.running_mean is None or self.running_var is None:
             return
         share = self._count()
         self.running_mean.lerp_(mean_C.to(self.running_mean), share)
@@ -101,6 +107,8 @@ class BatchNormAcross(nn.Module):
 
     def _count(self) -> float:
         """One more batch seen; how much it weighs in the running statistics."""
+        if self.num_batches_tracked is None:
+            return self.momentum or 0.0
         self.num_batches_tracked.add_(1)
         return 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
 
