@@ -67,28 +67,34 @@ class Guarded:
         self._closed = True
         self._end()
 
-    def map(self, items: Iterable, ahead: int = 2) -> Iterator:
+    def map(self, items: Iterable, ahead: int = 2, stop: Callable[[], bool] | None = None) -> Iterator:
         """The results (or `Lost`), in the order of the items; `ahead` items a worker are taken in advance.
 
+        InterruptedError once `stop()` is true, even while an item hangs.
         Raises WorkFailed, from the original, in place of an item whose work raised; a TinkitError is raised as it is.
         """
-        return self._here(items) if self.count == 0 else self._away(items, ahead)
+        stop = stop or (lambda: False)
+        return self._here(items, stop) if self.count == 0 else self._away(items, ahead, stop)
 
-    def _here(self, items):
+    def _here(self, items, stop):
         for item in items:
+            if stop():
+                raise InterruptedError
             try:
                 result = self.work(item)
             except Exception as error:  # noqa: BLE001 - whatever the work raises is handed on
                 _raise(error, "")
             yield result
 
-    def _away(self, items, ahead):
+    def _away(self, items, ahead, stop):
         if self._busy:
             raise ValueError("another map is not at its end")
         self._busy, self._given, self._found = True, 0, {}
         source, number, whole = enumerate(items), 0, False
         try:
             while True:
+                if stop():
+                    raise InterruptedError
                 self._give(source, number + ahead * self.count, ahead)
                 if number == self._given:
                     whole = True
