@@ -42,7 +42,7 @@ def test_zero_at_equality_and_blind_to_rotation_and_scale(form):
 
 def test_the_similarity_terms_do_not_see_a_constant_added_to_all_cosines():
     """The finding behind centring: with log-softmax rows a common offset cancels (conditional form, exactly)."""
-    from tinkit.host.methods.tintem import log_conditional
+    from tinkit.host.methods.sne import log_conditional
 
     logits = torch.randn(5, 5, dtype=torch.float64)
     torch.testing.assert_close(log_conditional(logits), log_conditional(logits + 0.7))

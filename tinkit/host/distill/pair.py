@@ -48,6 +48,8 @@ class Batch:
     """One step's worth. The teacher's features are those of exactly these views; nothing of it carries gradient.
 
     index_B are picture numbers, labels_B class numbers with -1 for a picture without a label (None: no labels at all).
+    row_B tells the teacher's views apart (rows of the store): what a method works out of a view it may keep under that
+    number. None with a live teacher.
     """
 
     student: Features
@@ -57,6 +59,7 @@ class Batch:
     epoch: int
     labels_B: torch.Tensor | None = None
     seed: int = 0
+    row_B: torch.Tensor | None = None  # on the CPU
 
     def generator(self) -> torch.Generator:
         """Randomness of this step and process alone, on the CPU: the same after a resume, and on every device."""

@@ -17,13 +17,12 @@ from torch.nn import functional as F
 
 from tinkit.host.distill.gather import gather
 from tinkit.host.distill.pair import Batch, Pair
-from tinkit.host.features import Features, resample_grid
+from tinkit.host.features import Features
 from tinkit.host.mapping import GLOBAL, HEADS, LOCAL, Mapping, MappingSpec, Moments
 from tinkit.host.methods import options_of
 from tinkit.host.methods.checks import above, at_least, one_of
-
-TEMPERATURES = tuple(k / 100 for k in range(1, 11))
-SELF_MASK = 1e8  # finite: with infinity, 0 * (inf - inf) would be NaN
+from tinkit.host.methods.flat_cosine import SquaredNorms, flat_cosine, pooled_target, resampling_matrix
+from tinkit.host.methods.sne import TEMPERATURES, sne
 
 
 class TinTeM(nn.Module):
@@ -85,6 +84,7 @@ class TinTeM(nn.Module):
                 global_weight=global_weight,
             )
         self.seed, self.stop_gradient = pair.seed, stop_gradient
+        self.norms = SquaredNorms()
         self.temperatures, self.form, self.feature_cosine = temperatures, form, feature_cosine
         self.weights = {
             "local": local_weight if self.mapping.learned else 0.0,
@@ -101,14 +101,15 @@ class TinTeM(nn.Module):
             for features in teacher():
                 moments.add(features)
             self.mapping.fit(moments, self.seed)
+            self.norms = SquaredNorms()
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         """{"loss", and each part with a weight}: scalars. The parts are before weighting."""
-        parts = self._parts(batch.student, batch.teacher)
+        parts = self._parts(batch.student, batch.teacher, batch.row_B)
         parts["loss"] = sum(self.weights[name] * part for name, part in parts.items())
         return parts
 
-    def _parts(self, student: Features, teacher: Features):
+    def _parts(self, student: Features, teacher: Features, row_B):
         mapped_BD = self.mapping.raw(teacher.global_BD, GLOBAL)
         token_BD = student.global_BD
         if self.training:
@@ -120,14 +121,20 @@ class TinTeM(nn.Module):
         if self.weights["cosines"]:
             parts["cosines"] = cosine_matrix_error(gather(token_BD), gather(target_BD))
         if teacher.local_BLD is not None and (self.weights["local"] or self.weights["feature"]):
-            parts.update(self._local_parts(student, teacher, token_BD, mapped_BD, target_BD))
+            parts.update(self._local_parts(student, teacher, mapped_BD, target_BD, row_B))
         if self.training:
             self.mapping.steps += 1
         return parts
 
-    def _local_parts(self, student, teacher, token_BD, mapped_BD, target_BD):
+    def _local_parts(self, student, teacher, mapped_BD, target_BD, row_B):
         """Terms over all T tokens of a picture; a student's grid of another size is resampled to the teacher's."""
-        parts = {}
+        parts, U_Ll = {}, None
+        if student.grid != teacher.grid:
+            U_Ll = resampling_matrix(student.grid, teacher.grid, target_BD.dtype, target_BD.device)
+        few = U_Ll is not None and U_Ll.shape[1] < U_Ll.shape[0]
+        if self.weights["feature"] and self.feature_cosine == "flat" and few and not self.mapping.learned:
+            parts["feature"] = self._feature_of_few(student, teacher, target_BD, row_B, U_Ll)
+            return parts
         mapped_BLD = self.mapping.raw(teacher.local_BLD, LOCAL)
         if self.training:
             self.mapping.observe(mapped_BLD, LOCAL)
@@ -139,13 +146,31 @@ class TinTeM(nn.Module):
                 high, _tokens(mapped_BD, mapped_BLD) if shared else mapped_BLD, self.temperatures, self.form
             ).mean()
         if self.weights["feature"]:
-            local_BLD = resample_grid(student.local_BLD, student.grid, teacher.grid)
-            ours = _tokens(token_BD, local_BLD)
-            theirs = _tokens(target_BD, self.mapping.target(mapped_BLD, LOCAL, self.stop_gradient))
-            if self.feature_cosine == "flat":
-                ours, theirs = ours.flatten(1), theirs.flatten(1)
-            parts["feature"] = (1 - F.cosine_similarity(ours, theirs, dim=-1)).mean()
+            local_BLD = self.mapping.target(mapped_BLD, LOCAL, self.stop_gradient)
+            parts["feature"] = self._feature(student, target_BD, local_BLD, U_Ll)
         return parts
+
+    def _feature(self, student, target_BD, target_BLD, U_Ll):
+        """1 - cosine of the student's tokens and the target's, mean over pictures (and over tokens)."""
+        ours_BD, local_Bld = student.global_BD, student.local_BLD
+        if self.feature_cosine == "flat":
+            pooled = target_BLD if U_Ll is None else torch.matmul(U_Ll.mT, target_BLD)
+            return (
+                1 - flat_cosine(ours_BD, local_Bld, target_BD, pooled, target_BLD.square().sum((1, 2)), U_Ll)
+            ).mean()
+        local_BLD = local_Bld if U_Ll is None else torch.matmul(U_Ll, local_Bld)
+        return (1 - F.cosine_similarity(_tokens(ours_BD, local_BLD), _tokens(target_BD, target_BLD), dim=-1)).mean()
+
+    def _feature_of_few(self, student, teacher, target_BD, row_B, U_Ll):
+        """The same with a frozen mapping and a student of fewer positions: only so many are mapped."""
+
+        def raw(features_D):
+            return self.mapping.raw(features_D, LOCAL)
+
+        offset_D = self.mapping.mean[LOCAL] if self.mapping.spec.center else None
+        pooled_Bld = pooled_target(teacher.local_BLD, raw, offset_D, U_Ll)
+        norms_B = self.norms.of(teacher.local_BLD, lambda x: self.mapping.target(raw(x), LOCAL), row_B)
+        return (1 - flat_cosine(student.global_BD, student.local_BLD, target_BD, pooled_Bld, norms_B, U_Ll)).mean()
 
     def map_teacher(self, features: Features) -> torch.Tensor:
         """The mapped teacher's embedding (B, D), as the student should give it."""
@@ -172,41 +197,6 @@ def mapping_spec(pair: Pair, kind, center, head) -> MappingSpec:
     return MappingSpec(
         kind, center, teacher.dim, pair.student.dim, 2 if two else 1, teacher.local_dim if two else None, head
     )
-
-
-def sne(high, low, temperatures=TEMPERATURES, form="full") -> torch.Tensor:
-    """KL between similarity distributions of teacher points `high` (..., n, D) and mapped points `low` (..., n, D').
-
-    Cosine kernels with the self-pairs masked, mean over temperatures, one value for each leading index.
-        full:  P_ij = (p_j|i + p_i|j) / 2n,   sum_ij P_ij log(P_ij / Q_ij)
-        half:  mean over i of  sum_j p_j|i log(p_j|i / q_j|i)
-    Zero at equality; does not change when points are rotated or scaled. One loop round per temperature bounds memory.
-    """
-    cosines = [_masked_cosines(points) for points in (high, low)]
-    log_probabilities = log_joint if form == "full" else log_conditional
-    total = torch.zeros((), dtype=high.dtype, device=high.device)
-    for temperature in temperatures:
-        log_p, log_q = (log_probabilities(c / temperature) for c in cosines)
-        divergence = (log_p.exp() * (log_p - log_q)).sum((-2, -1))
-        total = total + (divergence if form == "full" else divergence / high.shape[-2])
-    return total / len(temperatures)
-
-
-def log_conditional(logits_nn):
-    """log p_j|i, rows over j."""
-    return F.log_softmax(logits_nn, dim=-1)
-
-
-def log_joint(logits_nn):
-    """log of (p_j|i + p_i|j) / 2n."""
-    log_p = log_conditional(logits_nn)
-    joint = torch.logaddexp(log_p, log_p.mT)
-    return joint - torch.logsumexp(joint, dim=(-2, -1), keepdim=True)
-
-
-def _masked_cosines(points):
-    unit = F.normalize(points, dim=-1)
-    return unit @ unit.mT - SELF_MASK * torch.eye(points.shape[-2], dtype=points.dtype, device=points.device)
 
 
 def cosine_matrix_error(student_BD, target_BD) -> torch.Tensor:
