@@ -12,7 +12,7 @@ from tinkit.host.views import AllViews, Broken, ViewPolicy
 from tinkit.pixels import Preprocessing
 
 SIDE = 8
-WIDTH = 6
+OWN = Preprocessing(SIDE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 class Listing:
@@ -33,7 +33,7 @@ class MadeViews(AllViews):
     """Pixels drawn from a picture's address and the view's number; the pictures with these names are broken."""
 
     def __init__(self, pictures, numbers=(0, 1), broken=(), seed=0):
-        super().__init__(pictures, ViewPolicy(seed=seed), [Preprocessing(SIDE)], 1.0, numbers=list(numbers))
+        super().__init__(pictures, ViewPolicy(seed=seed), [OWN], 1.0, numbers=list(numbers))
         self.broken = frozenset(broken)
 
     def __getitem__(self, index):
@@ -48,7 +48,7 @@ class Arithmetic:
     """A teacher whose rows do not depend on what else is in the batch. It counts, and may fail after so many views."""
 
     def __init__(self, name="arithmetic", fail_after=None, scale=1.0, classes=5):
-        self.identity, self.preprocessing = {"name": name, "scale": scale}, Preprocessing(SIDE)
+        self.identity, self.preprocessing = {"name": name, "scale": str(scale)}, OWN
         self.seen, self.fail_after, self.scale, self.classes = 0, fail_after, scale, classes
 
     def features(self, pixels_BCHW, parts=("local",)):
