@@ -6,6 +6,7 @@ members count); a text list or a CSV; Parquet and Arrow tables, a folder of them
 
 import os
 import re
+from array import array
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,8 +49,6 @@ def list_pictures(images, stop=None) -> Listing:
     base = base_of(source)
     try:
         listing = _list(source, base, stop)
-    except Unreadable as error:
-        raise TinkitError("The pictures cannot be listed.", where=source, seen=str(error)) from None
     except InterruptedError:
         raise
     except OSError as error:
@@ -150,40 +149,49 @@ def _list(source, base, stop) -> Listing:
 
 
 def _of_shards(source, base, names, found: Contents, stop) -> Listing:
-    """The pictures inside of tars or tables with these names relative to `base`."""
+    """The pictures inside of tars or tables with these names relative to `base`; one that cannot be read is lost alone."""
     lost, others = list(found.lost), found.others + len(found.compressed)
-    holders, counts, blobs, ends, places, sizes = [], [], [], [], [], []
-    length = 0
+    holders, indices = [], []
     for name in names:
         if stop and stop():
             raise InterruptedError
-        path = os.path.join(base, name)
-        if (kind := tables.ENDINGS.get(ending_of(name))) is None:
-            index = tar.index_of(path, stop)
-            others += index.others
-            lost += [(os.path.join(name, inside) if inside else name, reason) for inside, reason in index.lost]
-            blobs.append(np.frombuffer(bytes(index.names), np.uint8))
-            ends.append(np.array(index.ends, np.int64) + length)
-            places.append(np.array(index.offsets, np.int64))
-            sizes.append(np.array(index.sizes, np.int64))
-            length += len(index.names)
-        else:
-            rows = tables.rows_in(path)
-            blobs.append(np.zeros(0, np.uint8))
-            ends.append(np.full(rows, length, np.int64))
-            places.append(np.arange(rows))
-            sizes.append(np.zeros(rows, np.int64))
-        holders.append(Holder(kind or TAR, name))
-        counts.append(len(ends[-1]))
-    count = sum(counts)
-    inside = (np.repeat(np.arange(len(counts), dtype=np.int32), counts), _joined(places), _joined(sizes))
-    contents = np.zeros((count, ADDRESS_BYTES), np.uint8)
-    blob = np.concatenate(blobs) if blobs else np.zeros(0, np.uint8)
-    return Listing(source, Catalogue(base, blob, _joined(ends), contents, holders, *inside), others, tuple(lost))
+        kind = tables.ENDINGS.get(ending_of(name), TAR)
+        try:
+            index = _look_at(kind, os.path.join(base, name), stop)
+        except InterruptedError:
+            raise
+        except (Unreadable, OSError) as error:
+            lost.append((name, str(error)))
+            continue
+        others += index.others
+        lost += [(os.path.join(name, inside) if inside else name, reason) for inside, reason in index.lost]
+        holders.append(Holder(kind, name))
+        indices.append(index)
+    holder_N = np.repeat(np.arange(len(indices), dtype=np.int32), [len(index) for index in indices])
+    starts = np.cumsum([0, *(len(index.names) for index in indices)])
+    catalogue = Catalogue(
+        base,
+        _joined([np.frombuffer(bytes(index.names), np.uint8) for index in indices], np.uint8),
+        _joined([np.array(index.ends, np.int64) + start for index, start in zip(indices, starts)]),
+        np.zeros((len(holder_N), ADDRESS_BYTES), np.uint8),
+        holders,
+        holder_N,
+        _joined([np.array(index.offsets, np.int64) for index in indices]),
+        _joined([np.array(index.sizes, np.int64) for index in indices]),
+    )
+    return Listing(source, catalogue, others, tuple(lost))
 
 
-def _joined(parts) -> np.ndarray:
-    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+def _look_at(kind, path, stop) -> tar.TarIndex:
+    """What is in a tar; the rows of a table are members without a name, at the offset of their number."""
+    if kind == TAR:
+        return tar.index_of(path, stop)
+    zeros = array("q", bytes(8 * (rows := tables.rows_in(path))))
+    return tar.TarIndex(ends=zeros, offsets=array("q", range(rows)), sizes=zeros)
+
+
+def _joined(parts, dtype=np.int64) -> np.ndarray:
+    return np.concatenate(parts) if parts else np.zeros(0, dtype)
 
 
 def _without_cached_selections(names) -> list[str]:

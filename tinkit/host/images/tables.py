@@ -189,9 +189,14 @@ _columns: OrderedDict = OrderedDict()
 
 
 def _table(path):
-    """The open table, from the few that are kept open."""
+    """The open table, from the few that are kept open; opened anew when the file is another than it was."""
+    status = os.stat(path)
+    seen = (status.st_ino, status.st_size, status.st_mtime_ns)
+    if path in _tables and _tables[path].seen != seen:
+        forget(path)
     if path not in _tables:
         _tables[path] = _Parquet(path) if os.path.splitext(path)[1].lower() == ".parquet" else _Arrow(path)
+        _tables[path].seen = seen
         while len(_tables) > OPEN_FILES:
             _tables.popitem(last=False)
     _tables.move_to_end(path)
@@ -226,11 +231,11 @@ def _guarded(action, path):
             return action(path)
         except (pyarrow.ArrowException, EOFError) as error:
             forget(path)
-            if isinstance(error, OSError):
-                raise
             raise Unreadable(f"a damaged table: {str(error)[:200]}") from None
-        except OSError:
+        except OSError as error:
             forget(path)
+            if error.errno is None:  # pyarrow's own, about a file that ends too early
+                raise Unreadable(f"a damaged table: {str(error)[:200]}") from None
             raise
 
 
