@@ -134,11 +134,10 @@ class Guarded:
         ready = wait([worker.connection for worker in self._workers], min(TICK_S, self.timeout_s / 4))
         passed = min(max(self.clock() - before, 0.0), 2 * TICK_S)  # more than that: we were stopped, and so were they
         for place, worker in enumerate(self._workers):
-            if worker.connection in ready:
-                if not self._read(worker):
+            ended = worker.process.exitcode is not None
+            if ended or worker.connection in ready:
+                if not self._read(worker) or ended:  # what it said before it ended counts
                     self._replace(place, None)
-            elif worker.process.exitcode is not None:
-                self._replace(place, None)
             elif worker.started:
                 worker.spent_s += passed
                 if worker.spent_s > self.timeout_s:
