@@ -220,6 +220,18 @@ def test_a_resumed_log_drops_what_came_after_its_step_and_takes_up_the_epoch(tmp
         assert path.read_bytes() == whole
 
 
+def test_an_epoch_that_the_checkpoint_has_not_counted_is_told_once(tmp_path):
+    path = tmp_path / "log.jsonl"
+    for epochs_counted in (0, 1):
+        path.write_text(
+            "".join(
+                json.dumps(line) + "\n" for line in (step_line(1, 0, 0.5), {"event": "epoch", "epoch": 1, "step": 1})
+            )
+        )
+        with Log(path, 1, epochs_counted):
+            assert len(lines_of(path)) == 1 + epochs_counted
+
+
 def test_lines_are_in_the_file_after_two_seconds_and_at_events(tmp_path):
     clock, path = Clock(), tmp_path / "log.jsonl"
     with Log(path, 0, 0, clock=clock) as log:

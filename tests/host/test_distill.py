@@ -71,7 +71,7 @@ def test_a_run_holds_what_later_commands_need(photos, pair, tmp_path):
     assert [line["step"] for line in steps if "event" not in line] == [1, 2, 3, 4]
     exam = run.exam()
     assert len(exam.pixels) == run.record["images"]["heldout"] == len(exam.mapped)
-    assert not os.path.exists(os.path.join(result.run, "checkpoint.pt"))
+    assert not checkpoint.exists(result.run)
     keys = set(run.student().state_dict())
     assert all(key.startswith(("backbone.", "neck.")) for key in keys)
     assert [hop["hop"] for hop in run.record["chain"]] == ["teacher -> mapped teacher", "mapped teacher -> student"]
@@ -188,9 +188,9 @@ def start(photos, out, settings, patch=SLOW, **options):
 
 
 def wait_for_step(out, step, seconds=90):
-    log, deadline = os.path.join(out, "checkpoint.pt"), time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if os.path.exists(log):
+        if checkpoint.exists(out):
             return
         time.sleep(0.02)
     raise AssertionError("no checkpoint came")
@@ -405,7 +405,7 @@ def test_a_damaged_checkpoint_is_refused(photos, pair, tmp_path, monkeypatch):
         stopped_after(patched, 7)
         with pytest.raises(Interrupted):
             tinkit.distill(photos, out=tmp_path / "cut", **pair)
-    path = tmp_path / "cut" / "checkpoint.pt"
+    (path,) = map(Path, checkpoint.paths(tmp_path / "cut"))
     whole = path.read_bytes()
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 1

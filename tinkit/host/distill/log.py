@@ -85,7 +85,7 @@ class Log:
         with files.atomic(self.path, "opening the log") as partial, open(partial, "w", encoding="utf-8") as kept:
             for line in _lines(self.path):
                 record = _record_of(line)
-                if record is not None and record.get("step", 0) <= step:
+                if record is not None and _is_past(record, step, epoch):
                     kept.write(line)
                     if "event" not in record and record["epoch"] == epoch:
                         self._add(record)
@@ -94,6 +94,13 @@ class Log:
 def _lines(path) -> Iterator[str]:
     with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8", errors="replace") as handle:
         yield from handle
+
+
+def _is_past(record, step, epoch) -> bool:
+    """Whether a run at `step`, with `epoch` epochs counted, has been there. A step may be done and its epoch not counted."""
+    if record.get("event") == "epoch" and record["epoch"] > epoch:
+        return False
+    return record.get("step", 0) <= step
 
 
 def _record_of(line) -> dict | None:
