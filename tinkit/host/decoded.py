@@ -112,13 +112,12 @@ class DecodedCache:
         key, size = bytes.fromhex(content)[:KEY_BYTES], 3 * image.height * image.width
         try:
             with self._locked():
-                at, (_, offset, height, width) = self._find(key)
+                at, (_, begun, height, width) = self._find(key)
                 if width and not width & PENDING:
                     return True
-                if not width:
-                    offset = self._take(at, key, image, size)
-                elif (height, width & ~PENDING) != (image.height, image.width):
+                if width and (height, width & ~PENDING) != (image.height, image.width):
                     return False
+                offset = begun if width else self._take(at, key, image, size)
             if offset is None:
                 return False
             # Of a killed process, or of one that is at it right now: the same pixels once more do no harm.

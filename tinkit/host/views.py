@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tinkit.host.decoded import DecodedCache
 
 EVALUATION = -1
+DECODERS = ("pillow", "torchvision")
 POLICY_VERSION = 1  # raised whenever the same seed would give other pixels
 
 
@@ -134,7 +135,7 @@ class Views(Dataset):
 
     pictures: a `Catalogue` is shared by worker processes, a list is copied by each in time. crop_pct is the evaluation
     view's: the student's own, for the teacher too, so that both see the same pixels. decoder: one of
-    `tinkit.host.decoders.DECODERS`; only Pillow's pictures are cached.
+    DECODERS; only Pillow's pictures are cached.
     """
 
     def __init__(
@@ -146,7 +147,7 @@ class Views(Dataset):
         cache: "DecodedCache | None" = None,
         decoder: str = "pillow",
     ):
-        if decoder not in ("pillow", "torchvision") or (cache is not None and decoder != "pillow"):
+        if decoder not in DECODERS or (cache is not None and decoder != "pillow"):
             raise ValueError(f"decoder {decoder!r} {'with' if cache is not None else 'without'} a cache")
         self.pictures, self.policy, self.sizes, self.crop_pct = pictures, policy, sizes, crop_pct
         self.cache, self.decoder = cache, decoder
@@ -167,11 +168,11 @@ class Views(Dataset):
         if self.decoder == "pillow":
             image = self._decoded(picture)
             return [[self._one(image, picture.content, k, p.size, p.interpolation) for p in sizes] for k in numbers]
-        from tinkit.host.decoders import Encoded, views_on_device
+        from tinkit.host.decoders import Encoded, views_at_sizes
 
         encoded = Encoded.of(picture, self.policy, self.crop_pct, numbers)
-        found = [views_on_device([encoded.data], [encoded.views], p.size, p.interpolation) for p in sizes]
-        return [[pixels[k] for pixels in found] for k in range(len(numbers))]
+        found = views_at_sizes([encoded.data], [encoded.views], [(p.size, p.interpolation) for p in sizes])
+        return [[rows[k] for rows in found] for k in range(len(numbers))]
 
     def _decoded(self, picture):
         image = self.cache.get(picture.content) if self.cache is not None else None
