@@ -57,7 +57,7 @@ class Job:
 def layout_of(job: Job, ranks: int) -> Layout:
     """How the store will lie on disk, seen on an empty picture."""
     size = job.views.sizes[0].size
-    found, grid = _wanted(job, job.teacher.features(torch.zeros(1, 3, size, size, dtype=torch.uint8), job.parts))
+    found, grid = wanted_arrays(job, job.teacher.features(torch.zeros(1, 3, size, size, dtype=torch.uint8), job.parts))
     arrays = {}
     for name, values in found.items():
         for stored, tensor in packed(name, values, job.dtype).items():
@@ -67,7 +67,7 @@ def layout_of(job: Job, ranks: int) -> Layout:
     return Layout(arrays, grid, pictures, views, pictures_per_shard(row_bytes, pictures, views, job.step, ranks))
 
 
-def _wanted(job: Job, features: Features) -> tuple[dict[str, torch.Tensor], tuple[int, int] | None]:
+def wanted_arrays(job: Job, features: Features) -> tuple[dict[str, torch.Tensor], tuple[int, int] | None]:
     """The arrays to store by name, and the grid of the local ones."""
     local, grid = features.local_BLD, features.grid
     if local is None or grid is None:
@@ -165,7 +165,7 @@ def _computed(job: Job, batch: Batch, found: Pixels) -> Computed:
             refuse_broken(Broken(job.views.pictures[picture].path, reason))
     if not batch.missing:
         return Computed({}, {}, {}, lambda: None)
-    values, _ = _wanted(job, job.teacher.features(found.pixels.flatten(0, 1), job.parts))
+    values, _ = wanted_arrays(job, job.teacher.features(found.pixels.flatten(0, 1), job.parts))
     rows, loss = {}, {}
     for name, tensor in values.items():
         stored = packed(name, tensor, job.dtype)

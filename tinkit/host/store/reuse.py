@@ -80,7 +80,7 @@ def _lender(path, identity, contents_N32) -> Lender | None:
             return None
         handle = InUse(path)
         their_contents = _contents(path, theirs)
-        where_N = _where(their_contents, contents_N32)
+        where_N = places_of(their_contents, contents_N32)
         if their_contents is None or (where_N == NOWHERE).all() or not is_finished(path, layout):
             return None
         shards = open_shards(path, layout)
@@ -114,7 +114,7 @@ def _contents(path, identity) -> np.ndarray | None:
     return contents.reshape(-1, HASH_BYTES)
 
 
-def _where(theirs_M32, wanted_N32) -> np.ndarray:
+def places_of(theirs_M32, wanted_N32) -> np.ndarray:
     """The place of each wanted address among theirs, NOWHERE for one that is not there. (N,) int64."""
     if theirs_M32 is None or not len(theirs_M32):
         return np.full(len(wanted_N32), NOWHERE, np.int64)
