@@ -86,8 +86,11 @@ def views_on_device(
 ) -> torch.Tensor:
     """The pixels of K views of each of B pictures, (B*K, 3, size, size) uint8 on `device`, a picture's views together.
 
-    MEASURED
-    Raises `UnreadableAt`.
+    Measured against the Pillow road on the CPU (torchvision 0.29.2, Pillow 13.0.0; 1,670 photographs of PACS of 160 x 160 at
+    96 pixels; features of efficientnet-lite0): 5,010 drawn views differ by 2.4 levels on average and 100 at most, cosine
+    0.9958 on average and 0.938 at least; 1,670 evaluation views, whose box is whole pixels there, by 0.03 and 14, cosine
+    0.99997 and 0.9985. So nearly all of it is the box, rounded to whole pixels. Two views of one picture have 0.87.
+    The GPU (nvJPEG) is not measured. Raises `UnreadableAt`.
     """
     return views_at_sizes(encoded, views, [(size, interpolation)], device)[0]
 
