@@ -305,4 +305,4 @@ def test_a_million_names_in_bounded_memory(tmp_path):
     assert told["address"] == "name, size and time"
     assert told["different"] == 990_000
     assert told["nbytes"] <= 100 * 990_000
-    assert told["peak_mb"] <= 600
+    assert told["peak_mb"] <= 400  # 219 when it was written
