@@ -33,6 +33,21 @@ class Features:
         return Features(self.global_BD.to(target), move(self.local_BLD), self.grid, move(self.logits_BC), taps)
 
 
+def joined(found: list[Features]) -> Features:
+    """The features of several batches as those of one."""
+
+    def join(tensors):
+        return None if tensors[0] is None else torch.cat(tensors)
+
+    return Features(
+        torch.cat([features.global_BD for features in found]),
+        join([features.local_BLD for features in found]),
+        found[0].grid,
+        join([features.logits_BC for features in found]),
+        {name: torch.cat([features.taps[name] for features in found]) for name in found[0].taps},
+    )
+
+
 def backbone_features(backbone, images_BCHW) -> Features:
     """`Features` of a timm backbone; raises TinkitError for an output that is neither a map nor tokens."""
     out = backbone.forward_features(images_BCHW)

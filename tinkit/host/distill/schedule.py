@@ -26,10 +26,10 @@ def learning_rate(step: int, steps: int, peak: float, settings: Settings) -> flo
 
 
 def make_optimizer(module: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """AdamW; no decay on biases and norms (1-D parameters)."""
+    """AdamW, all in one kernel; no decay on biases and norms (1-D parameters)."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups)
+    return torch.optim.AdamW(groups, fused=True)

@@ -17,8 +17,12 @@ class Distiller(nn.Module):
         super().__init__()
         self.student, self.method, self.seed = student, method, seed
 
-    def forward(self, images_BCHW, teacher: Features, index_B, step, epoch, labels_B=None):
-        return self.method(Batch(self.student(images_BCHW), teacher, index_B, step, epoch, labels_B, self.seed))
+    def forward(self, images_BCHW, teacher: Features, index_B, step, epoch, labels_B=None, row_B=None):
+        return self.loss(self.student(images_BCHW), teacher, index_B, step, epoch, labels_B, row_B)
+
+    def loss(self, student: Features, teacher: Features, index_B, step, epoch, labels_B=None, row_B=None):
+        """The parts of the loss of the student's features."""
+        return self.method(Batch(student, teacher, index_B, step, epoch, labels_B, self.seed, row_B))
 
 
 @dataclass
@@ -33,6 +37,7 @@ class State:
     step: int = 0
     history: list[dict] | None = None
     seconds: float = 0.0
+    micro_batch: int | None = None  # pictures of one pass through the student, where the batch does not fit
 
     @property
     def best(self) -> Distiller:
@@ -44,7 +49,7 @@ class State:
             "distiller": self.distiller.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": None if self.average is None else self.average.module.state_dict(),
-            "place": {"epoch": self.epoch, "batch": self.batch, "step": self.step, "seconds": self.seconds},
+            "place": {name: getattr(self, name) for name in ("epoch", "batch", "step", "seconds", "micro_batch")},
             "history": self.history or [],
             "random": torch.get_rng_state(),
         }
