@@ -6,18 +6,25 @@ of the store that were finished by then must not have been touched.
 
 import itertools
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from killed_runs import forking
-from small_pair import SMALL, teacher_weights
+from safetensors.torch import load_file
+from small_pair import SMALL, stopped_after, teacher_weights
 
-from tinkit.host.distill import checkpoint
+import tinkit
+from tinkit import files
+from tinkit.errors import Interrupted
+from tinkit.host.distill import best, checkpoint, heldout, records
 from tinkit.host.images import scan, split
+from tinkit.host.run import load_run
 from tinkit.host.store import shards
 
 TIMES = {"step_ms"}
@@ -68,6 +75,11 @@ def history_of(run):
     return [{name: value for name, value in entry.items() if name not in TIMES} for entry in record["history"]]
 
 
+def best_of(run):
+    path = run / best.BEST
+    return json.loads((run / "run.json").read_text())["best"], path.read_bytes() if path.exists() else None
+
+
 def log_of(run):
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
@@ -77,6 +89,7 @@ def assert_as_never_stopped(run, whole):
     for name in SHIPPED:
         assert (run / name).read_bytes() == (whole / name).read_bytes(), name
     assert history_of(run) == history_of(whole)
+    assert best_of(run) == best_of(whole)
     assert log_of(run) == log_of(whole)
     assert not [path.name for path in run.rglob("*") if "partial" in path.name or path.suffix == ".pt"]
 
@@ -169,6 +182,53 @@ def test_a_clock_that_goes_back_does_not_matter(world):
         json.loads((run / "run.json").read_text())["timings"]["checkpoints"] for run in (out / "run", world.whole)
     ]
     assert counted[0] == counted[1] == world.counts["step"] + 2  # minutes 0: every step, the first epoch, the end
+
+
+def test_a_run_that_another_process_holds_is_refused(world):
+    out = world.fresh()
+    with files.folder_lock(str(out / "run"), "the run's folder"):
+        told = world.job(out)
+    assert told["code"] == 1
+    assert "Another tinkit is using the run's folder" in told["error"]
+    assert os.listdir(out / "run") == [".lock"]
+
+
+def test_the_best_epoch_is_kept_beside_the_last_across_a_stop(world, monkeypatch):
+    """Of three epochs the first is made the best; the run stops in the second and goes on."""
+    out, weights, calls = world.fresh(), [], itertools.count(1)
+    real_metrics, real_weights = heldout.metrics, best.weights_of
+
+    def keep(distiller, keep_head):
+        weights.append(real_weights(distiller, keep_head))
+        return weights[-1]
+
+    monkeypatch.setattr(heldout, "metrics", lambda *a, **o: {**real_metrics(*a, **o), "cosine_mean": 1 / next(calls)})
+    monkeypatch.setattr(records, "weights_of", keep)
+    with monkeypatch.context() as patched:
+        stopped_after(patched, 6)
+        with pytest.raises(Interrupted):
+            tinkit.distill(
+                world.photos, out=out / "run", **{**world.settings, "epochs": 3, "store": str(out / "stores")}
+            )
+    run = Path(tinkit.distill(out=out / "run", resume=True, quiet=True).run)
+    told = json.loads((run / "run.json").read_text())["best"]
+    assert told == {
+        "epoch": 1,
+        "step": 4,
+        "measure": "cosine_mean",
+        "value": 1.0,
+        "ships": "the last epoch",
+        "file": best.BEST,
+    }
+    kept = load_file(run / best.BEST)
+    assert len(weights) == 1
+    assert kept.keys() == weights[0].keys() > {"mapping.mean"}
+    assert all(torch.equal(kept[name], tensor) for name, tensor in weights[0].items())
+    shipped = load_file(run / "student.safetensors")
+    assert {f"student.{name}" for name in shipped} == {name for name in kept if name.startswith("student.")}
+    assert any(not torch.equal(kept[f"student.{name}"], tensor) for name, tensor in shipped.items())
+    (run / best.BEST).unlink()
+    load_run(run).student()  # it may be removed
 
 
 def damage(folder):
