@@ -46,7 +46,8 @@ def test_rows_are_the_teacher_s_own_features_of_those_views(photos, tmp_path, ro
 def test_every_part_of_every_row_of_many_shards_in_any_order(root, small_shards):
     teacher, views = Arithmetic(), MadeViews(Listing(37))
     store = open_or_build(root, teacher, views, parts=ALL, dtype="float32", batch=6)
-    assert store.shards.layout.shards == 7 and len(os.listdir(store.path)) == 7 * 5 + 4
+    assert store.shards.layout.shards == 7
+    assert len(os.listdir(store.path)) == 7 * 5 + 4
     random = np.random.default_rng(0)
     pictures, numbers = random.integers(0, 37, 200), random.integers(0, 2, 200)
     found = store.features(pictures, numbers)
@@ -56,7 +57,9 @@ def test_every_part_of_every_row_of_many_shards_in_any_order(root, small_shards)
     assert torch.equal(found.logits_BC, live.logits_BC)
     assert torch.equal(found.taps["one.0"], live.taps["one.0"])
     only = store.features(pictures, numbers, ("taps",))
-    assert only.local_BLD is None and only.logits_BC is None and set(only.taps) == {"one.0"}
+    assert only.local_BLD is None
+    assert only.logits_BC is None
+    assert set(only.taps) == {"one.0"}
     with pytest.raises(IndexError):
         store.features([37], [0])
 
@@ -65,7 +68,8 @@ def test_an_array_of_the_store_is_indexed_like_one_in_memory(root, small_shards)
     store = open_or_build(root, Arithmetic(), MadeViews(Listing(21)), batch=6)
     column = store.arrays["local"]
     whole = np.asarray(column)
-    assert column.shape == whole.shape == (42, 16, 6) and column.dtype == whole.dtype == np.float16
+    assert column.shape == whole.shape == (42, 16, 6)
+    assert column.dtype == whole.dtype == np.float16
     for which in (5, -1, slice(3, 9), slice(1, None, 2), slice(None, None, -3), [4, 40, 4], whole[:, 0, 0] > 0):
         assert np.array_equal(column[which], whole[which])
     assert np.array_equal(column[7:30, 2], whole[7:30, 2])
@@ -141,7 +145,8 @@ def test_a_broken_picture_is_put_aside_by_name_or_ends_the_work(root, workers):
     with pytest.raises(TinkitError, match="planted damage"):
         open_or_build(root, Arithmetic(), views, batch=8, workers=workers)
     store = open_or_build(root, Arithmetic(), views, batch=8, put_aside=True, workers=workers, say=said.append)
-    assert store.bad.tolist() == [3, 17] and store.bad_reasons == {3: "planted damage", 17: "planted damage"}
+    assert store.bad.tolist() == [3, 17]
+    assert store.bad_reasons == {3: "planted damage", 17: "planted damage"}
     assert not store.features([3, 17], [0, 1]).local_BLD.any()
     sound = open_or_build(root + "-sound", Arithmetic(), MadeViews(Listing(20)))
     others = np.setdiff1d(np.arange(20), store.bad)
@@ -162,7 +167,8 @@ class Deadly(MadeViews):
 
 def test_a_picture_that_kills_its_process_is_put_aside_alone(root):
     store = open_or_build(root, Arithmetic(), Deadly(Listing(20)), batch=8, put_aside=True, workers=2)
-    assert store.bad.tolist() == [11] and store.bad_reasons[11]
+    assert store.bad.tolist() == [11]
+    assert store.bad_reasons[11]
     sound = open_or_build(root + "-sound", Arithmetic(), MadeViews(Listing(20)))
     others = np.setdiff1d(np.arange(20), [11])
     assert torch.equal(store.features(others, 0 * others).global_BD, sound.features(others, 0 * others).global_BD)

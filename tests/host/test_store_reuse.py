@@ -50,7 +50,9 @@ def test_a_store_that_holds_them_all_is_opened_in_the_new_order(tmp_path, root, 
     wanted = [31, 2, 2, 39, 0, 17]
     teacher, said, ticks = Arithmetic(), [], []
     store = build(root, Chosen(wanted), teacher, dtype=dtype, say=said.append, tick=ticks.append)
-    assert teacher.seen == 0 and sum(ticks) == len(store) == len(wanted) and store.path == large.path
+    assert teacher.seen == 0
+    assert sum(ticks) == len(store) == len(wanted)
+    assert store.path == large.path
     assert any("nothing is computed" in line for line in said)
     assert same(store, build(str(tmp_path / "fresh"), Chosen(wanted), dtype=dtype))
     assert len(os.listdir(root)) == 1
@@ -66,7 +68,8 @@ def test_views_0_to_7_serve_0_to_3_and_not_the_other_way_round(tmp_path, root):
     assert teacher.seen == 80
     again = Arithmetic()
     some = build(root, Listing(5, first=3), again, numbers=[1, 3])
-    assert again.seen == 0 and some.path in (eight.path, build(root, Listing(10), numbers=range(4)).path)
+    assert again.seen == 0
+    assert some.path in (eight.path, build(root, Listing(10), numbers=range(4)).path)
     assert same(some, build(str(tmp_path / "fresh"), Listing(5, first=3), numbers=[1, 3]))
 
 
@@ -106,7 +109,9 @@ def test_what_was_put_aside_is_not_lent(root):
     open_or_build(root, teacher, MadeViews(Listing(20), broken=("3",)), put_aside=True)
     again = Arithmetic()
     store = build(root, Listing(10), again)
-    assert again.seen == 2 and not len(store.bad) and store.features([3], [0]).global_BD.any()
+    assert again.seen == 2
+    assert not len(store.bad)
+    assert store.features([3], [0]).global_BD.any()
 
 
 def test_an_unfinished_or_damaged_store_lends_nothing(root):
