@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from tinkit.errors import TinkitError
-from tinkit.host.distill.command import store_root
+from tinkit.host.distill.networks import make_networks, make_pair, seeded
 from tinkit.host.distill.objective import Objective, wanted
-from tinkit.host.distill.prepare import make_networks, make_pair, seeded
+from tinkit.host.distill.prepare import store_root
 from tinkit.host.distill.schedule import make_optimizer
 from tinkit.host.distill.settings import Settings
 from tinkit.host.distill.state import Distiller
@@ -86,7 +86,7 @@ def estimate(images=None, out=None, **settings) -> Estimate:
     terms = chosen.terms()
     needed = wanted(terms, chosen.local, chosen.logits, chosen.labels is not None)
     with threads_beside(worker_count(chosen)):
-        student, teacher, parts = make_networks(chosen, terms, needed)
+        student, teacher, parts = make_networks(chosen, terms, needed, "cuda" if torch.cuda.is_available() else "cpu")
         seen = _see(pictures, teacher, student, chosen)
         features, teacher_s = _teacher_pass(teacher, seen, parts)
         pair = make_pair(teacher, student, parts, None, needed, len(pictures), chosen)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tinkit.errors import TinkitError
 from tinkit.host.evaluate.others import GROUPS, group_of
+from tinkit.host.images import require_images
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,12 @@ class Asked:
                 raise TinkitError(f"{option} is a number from {least} on.", seen=str(value))
         folders = [("--ood", group_of(entry)[1]) for entry in self.ood]
         folders += [("--domains", path) for path in self.domains]
-        folders += [
-            (option, path) for option, path in (("--data", self.data), ("--masks", self.masks)) if path is not None
-        ]
+        folders += [("--data", self.data)] if self.data is not None else []
         for option, path in folders:
-            if not os.path.isdir(path):
-                what = "is a file, and must be a folder" if os.path.exists(path) else "is missing"
-                raise TinkitError(f"The folder of {option} {what}.", where=os.path.abspath(path))
+            _require(option, path)
+        if self.masks is not None and not os.path.isdir(self.masks):
+            what = "is a file, and must be a folder" if os.path.exists(self.masks) else "is missing"
+            raise TinkitError(f"The folder of --masks {what}.", where=os.path.abspath(self.masks))
 
     def needs(self) -> dict[str, bool]:
         """What a measure may need (tinkit.host.evaluate.names) -> whether it was given."""
@@ -51,6 +51,14 @@ class Asked:
             "dense": self.dense,
             **{group: group in groups for group in GROUPS},
         }
+
+
+def _require(option, path) -> None:
+    """`require_images`, with the option in the message."""
+    try:
+        require_images(path)
+    except TinkitError as error:
+        raise TinkitError(f"{option}: {error.what}", error.where, error.seen, error.next_step) from None
 
 
 def several(folders: Sequence | str | os.PathLike | None) -> tuple[str, ...]:

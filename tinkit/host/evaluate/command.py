@@ -26,6 +26,7 @@ from tinkit.host.evaluate.networks import BundleNetwork, StudentNetwork
 from tinkit.host.evaluate.pictures import PARTS, TEST, Sorted, require_bank_and_test, sort_pictures
 from tinkit.host.evaluate.questions import MODULES, Questions
 from tinkit.host.evaluate.rows import Embedder, gives_local
+from tinkit.host.images import is_there
 from tinkit.host.interruption import StopSignal
 from tinkit.host.progress import Progress
 from tinkit.host.run import Run, load_run
@@ -175,7 +176,7 @@ def open_subject(subject) -> tuple[Run, Bundle | None]:
 def _pictures(run: Run, asked: Asked, progress: Progress, stop) -> Sorted:
     own = run.record["images"]["root"]
     root = own if asked.data is None else asked.data
-    if asked.data is None and not os.path.isdir(root):
+    if asked.data is None and not is_there(root):
         raise TinkitError("The run's pictures are gone.", where=root, next_step="tinkit evaluate --data FOLDER")
     pictures = sort_pictures(root, asked.labels, asked.limit, progress.counter("reading"), stop)
     counted = ", ".join(f"{len(pictures.parts[part])} {part}" for part in PARTS)

@@ -23,7 +23,7 @@ from tinkit.host.evaluate.rows import Embedder, Rows
 from tinkit.host.head.files import FOLDER, ON_TEACHER, SOURCES, head_paths, write_head
 from tinkit.host.head.labels import from_labels
 from tinkit.host.head.zero_shot import MIN_AGREEMENT, from_prompts, read_prompts
-from tinkit.host.images import require_folder
+from tinkit.host.images import is_there, require_images
 from tinkit.host.interruption import StopSignal
 from tinkit.host.labels import FOLDERS, require_labels
 from tinkit.host.progress import Progress
@@ -138,10 +138,10 @@ def _check(run: Run, data, labels, prompts, source, min_agreement) -> str:
     if labels is not None:
         require_labels(labels)
     own = run.record["images"]["root"]
-    if data is None and not os.path.isdir(own):
+    if data is None and not is_there(own):
         raise TinkitError("The pictures that the run was made of are not there any more.", where=own,
                           next_step="--data FOLDER: pictures in class folders")  # fmt: skip
-    return require_folder(own if data is None else data)
+    return require_images(own if data is None else data)
 
 
 def _rows(run: Run, pictures: Sorted, workers, progress, stop) -> Rows:

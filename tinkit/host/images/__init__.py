@@ -8,8 +8,8 @@ from tinkit.host.images.sources import (
     class_folder,
     find_picture,
     is_row,
+    is_there,
     list_pictures,
-    require_folder,
     require_images,
 )
 from tinkit.host.images.split import HELD_OUT_MAX, HELD_OUT_MIN, HELD_OUT_SHARE, split
@@ -27,9 +27,9 @@ __all__ = [
     "class_folder",
     "find_picture",
     "is_row",
+    "is_there",
     "list_pictures",
     "names_of",
-    "require_folder",
     "require_images",
     "scan",
     "split",

@@ -24,7 +24,7 @@ class Picture:
 
     def read(self) -> bytes:
         """The encoded bytes. OSError when they cannot be read; TinkitError when a network share stays away."""
-        return patiently(self._read, self.path, root=self._root)
+        return patiently(self._read, self.path, root=self.root)
 
     @property
     def container(self) -> str:
@@ -34,7 +34,7 @@ class Picture:
         return self.place.split(":", 3 if self.place.startswith(TAR + ":") else 2)[-1]
 
     @property
-    def _root(self) -> str:
+    def root(self) -> str:
         inside = os.path.join("", self.name)
         return (
             self.path[: -len(inside)] or os.sep if self.path.endswith(os.sep + inside) else os.path.dirname(self.path)

@@ -142,7 +142,7 @@ def try_picture(picture: Picture, cache=None) -> tuple[bytes, str | None]:
     """(sha256 of the bytes, None) for a usable picture, (zeros, reason) for another. Only regular files are opened."""
     try:
         container = picture.container
-        reason = refusal(patiently(lambda: os.stat(container), container, root=picture._root))
+        reason = refusal(patiently(lambda: os.stat(container), container, root=picture.root))
         if reason is not None:
             return bytes(ADDRESS_BYTES), reason
         data = picture.read()

@@ -76,13 +76,13 @@ def require_images(images) -> str:
     raise TinkitError("The folder is missing.", where=source, next_step="name " + KINDS)
 
 
-def require_folder(folder) -> str:
-    """The absolute path of an existing folder; TinkitError for anything else."""
-    root = os.path.abspath(os.fspath(folder))
-    if not os.path.isdir(root):
-        what = "The pictures must be a folder, this is a file." if os.path.exists(root) else "The folder is missing."
-        raise TinkitError(what, where=root, next_step="name a folder that holds pictures, in any depth")
-    return root
+def is_there(images) -> bool:
+    """Whether `require_images` would take it."""
+    try:
+        require_images(images)
+    except TinkitError:
+        return False
+    return True
 
 
 def base_of(source) -> str:

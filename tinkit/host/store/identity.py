@@ -37,12 +37,12 @@ def identity_of(teacher, views, parts, dtype: str, grid: int | None = None, cont
 
 def _arithmetic(views) -> dict[str, str]:
     """What turns bytes into the pixels of a view: another decoder or another library's version gives other pixels."""
-    import PIL
     import torchvision
 
-    decoder, colour = getattr(views, "decoder", "pillow"), torchvision.__version__.split("+")[0]
-    named = f"Pillow {PIL.__version__}" if decoder == "pillow" else f"{decoder}, torchvision {colour}"
-    return {"decoder": named, "colour": f"torchvision {colour}"}
+    from tinkit.host.decoders import identity
+
+    colour = torchvision.__version__.split("+")[0]
+    return {"decoder": identity(getattr(views, "decoder", "pillow")), "colour": f"torchvision {colour}"}
 
 
 def without_list(identity: dict) -> dict:
