@@ -37,7 +37,7 @@ def stopped_after(patched, steps):
     """Training is asked to stop after so many steps, as by Ctrl-C."""
     real, asked = records.train, itertools.count(1)
 
-    def train(*arguments):
-        return real(*arguments[:-2], lambda: next(asked) >= steps, arguments[-1])
+    def train(*arguments, **options):
+        return real(*arguments[:-2], lambda: next(asked) >= steps, arguments[-1], **options)
 
     patched.setattr(records, "train", train)

@@ -42,6 +42,7 @@ def train_with_records(state: State, parts: Parts, settings, out, fabric, progre
                 records.after_epoch,
                 stop,
                 parts.labels_N,
+                say=progress.say,
             )
         finally:
             records.close()
@@ -68,7 +69,7 @@ class Records:
         )
         self.best = saved.get("best", {})  # weights of the best epoch so far
         self.trained_on = trained_on(parts)
-        total = settings.epochs * len(parts.plan)
+        total = settings.epochs * parts.plan.batches
         self.bar = progress.bar("training", total * settings.batch_size, state.step * settings.batch_size)
         self.writer = _tensorboard(out)
         self.began, self.earlier = time.monotonic(), state.seconds
