@@ -209,3 +209,15 @@ def test_memory_does_not_grow_with_the_pictures(root):
     store = open_or_build(root, Arithmetic(), Quick(Listing(1_000_000), numbers=[0]), parts=(), batch=4096)
     assert len(store) == 1_000_000
     assert peak_memory_mb() - before < 250
+
+
+def test_a_limit_makes_room_by_what_was_used_longest_ago(root):
+    first, second = (open_or_build(root, Arithmetic(name), MadeViews(Listing(20))).path for name in "ab")
+    os.utime(os.path.join(first, "used"), (1, 1))
+    size, said = shards.read_identity(second)[1].total_bytes, []
+    with pytest.raises(TinkitError, match="larger than the limit"):
+        open_or_build(root, Arithmetic("c"), MadeViews(Listing(20)), limit_bytes=size - 1)
+    assert os.path.exists(first)
+    third = open_or_build(root, Arithmetic("c"), MadeViews(Listing(20)), limit_bytes=int(2.9 * size), say=said.append)
+    assert [os.path.exists(path) for path in (first, second, third.path)] == [False, True, True]
+    assert any(first in line or os.path.basename(first) in line for line in said)
