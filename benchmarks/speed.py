@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py FOLDER_WITH_PACS_TARS [--work DIR] [--only step,store] [--write docs/speed.md]
 
-What is measured, and against what (benchmarks/speed_parts.py):
+What is measured, and against what (benchmarks/speed_{steps,store,road}.py):
     step     training with the store, against the bare supervised loop of the same student on the same loader (the limit)
     online   training with the store, against running the teacher at every step (ViT-S, ViT-B, ViT-L)
     store    pictures written, against the bare teacher forward on the same loader; bytes, random reads, int8's loss
@@ -22,7 +22,9 @@ import platform
 import subprocess
 import sys
 
-import speed_parts
+import speed_road
+import speed_steps
+import speed_store
 from evidence import STYLES, ranked, write
 from speed_table import markdown
 
@@ -36,6 +38,15 @@ JOBS = {
     "start": ("command",),
     "export": ("mobilenetv4_conv_small",),
     "scaling": ("mobilenetv4_conv_small",),
+}
+MEASURES = {
+    "step": speed_steps.step,
+    "online": speed_steps.online,
+    "store": speed_store.store,
+    "memory": speed_store.memory,
+    "start": speed_road.start,
+    "export": speed_road.export,
+    "scaling": speed_road.scaling,
 }
 
 
@@ -62,7 +73,7 @@ def main():
     parser.add_argument("--once", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.once:
-        print(json.dumps(getattr(speed_parts, arguments.once[0])(arguments.work, arguments.once[1])))
+        print(json.dumps(MEASURES[arguments.once[0]](arguments.work, arguments.once[1])))
         return
     lay_out(arguments.data, arguments.work)
     saved = os.path.join(arguments.work, "results.json")

@@ -1,0 +1,151 @@
+"""The rest of the road of benchmarks/speed.py: start, export, and two processes beside one."""
+
+import os
+import subprocess
+import sys
+import time
+
+from speed_turns import in_turns
+
+from tinkit import files
+
+BATCH, STUDENT_SIZE = 64, 224
+
+
+def start(work, _):
+    """Seconds of `tinkit --help`, and from the command to the first gradient: at first, and with the features kept."""
+    import shutil
+
+    shown = []
+    for _ in range(9):
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-m", "tinkit", "--help"], check=True, stdout=subprocess.DEVNULL)
+        shown.append(time.monotonic() - began)
+    shutil.rmtree(os.path.join(work, "first"), ignore_errors=True)
+    first = [_first_gradient(work) for _ in range(4)]
+    return {
+        "help": shown[2:],
+        "first": first[0],
+        "again": first[1:],
+        "pictures": len(os.listdir(os.path.join(work, "some"))),
+    }
+
+
+def _first_gradient(work):
+    """Seconds from starting the process to the end of the first backward pass; it then leaves at once."""
+    import shutil
+
+    code = (
+        "import os, sys, lightning_fabric as lf\n"
+        "real = lf.Fabric.backward\n"
+        "def backward(*arguments, **named):\n"
+        "    real(*arguments, **named)\n"
+        "    print('gradient', flush=True)\n"
+        "    os._exit(0)\n"
+        "lf.Fabric.backward = backward\n"
+        "from tinkit.cli import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    out = os.path.join(work, "first", "run")
+    shutil.rmtree(out, ignore_errors=True)
+    command = [sys.executable, "-c", code, "distill", os.path.join(work, "some"), "--teacher", "efficientnet-lite0"]
+    command += ["--teacher-size", "128", "--student-size", "128", "--views", "2", "--out", out]
+    began = time.monotonic()
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    if "gradient" not in done.stdout:
+        raise RuntimeError(f"no first gradient: {done.stdout}")
+    return time.monotonic() - began
+
+
+def export(work, student):
+    """Seconds of a bare torch.onnx.export, of tinkit's ONNX file, and of whole exports with their gates."""
+    import logging
+    import shutil
+    import warnings
+
+    import torch
+
+    import tinkit
+    from tinkit.host.export.command import load_target
+    from tinkit.host.export.to_onnx import student_to_onnx
+    from tinkit.host.run import load_run
+
+    run = os.path.join(work, "runs", f"export-{student}")
+    if not os.path.exists(os.path.join(run, "student.safetensors")):
+        tinkit.distill(os.path.join(work, "some"), out=run, student=student, student_size=STUDENT_SIZE, epochs=1, views=1,
+                       teacher="efficientnet-lite0", teacher_size=128, quiet=True)  # fmt: skip
+    logging.disable(logging.CRITICAL)
+    target = load_target("onnx-fp32")
+    deployed = load_run(run).student().eval().deploy()
+
+    def bare():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            example = torch.zeros(2, 3, STUDENT_SIZE, STUDENT_SIZE)
+            program = torch.onnx.export(deployed, (example,), dynamo=True, opset_version=target.opset, optimize=True,
+                                        dynamic_shapes=({0: "batch"},), verbose=False)  # fmt: skip
+            program.save(os.path.join(work, "bare.onnx"))
+
+    def whole(name):
+        shutil.rmtree(os.path.join(work, "bundle"), ignore_errors=True)
+        tinkit.export(run, target=name, out=os.path.join(work, "bundle"))
+
+    def seconds(action, *arguments):
+        began = time.monotonic()
+        action(*arguments)
+        return time.monotonic() - began
+
+    return in_turns(
+        {
+            "bare": lambda: seconds(bare),
+            "file": lambda: seconds(student_to_onnx, deployed, STUDENT_SIZE, target, os.path.join(work, "ours.onnx")),
+            "onnx-fp32": lambda: seconds(whole, "onnx-fp32"),
+            "trt-fp16": lambda: seconds(whole, "trt-fp16"),
+        },
+        5,
+    )
+
+
+def scaling(work, student):
+    """Images/s of one process on one core and of two on two, one thread and no loader process each; the same batch."""
+    found = {"1": [], "2": []}
+    for number in range(4):
+        for devices in found:
+            rate = _trained_on(work, student, devices)
+            if number:
+                found[devices].append(rate)
+    return {**found, "batch": BATCH, "size": 128}
+
+
+def _trained_on(work, student, devices):
+    """Images/s that run.json tells after two epochs, on the cores 0..devices-1."""
+    import shutil
+
+    out = os.path.join(work, "runs", f"scaling-{devices}")
+    shutil.rmtree(out, ignore_errors=True)
+    command = [
+        sys.executable,
+        "-m",
+        "tinkit",
+        "distill",
+        os.path.join(work, "some"),
+        "--devices",
+        devices,
+        "--out",
+        out,
+    ]
+    command += [
+        "--student",
+        student,
+        "--student-size",
+        "128",
+        "--teacher",
+        "efficientnet-lite0",
+        "--teacher-size",
+        "128",
+    ]
+    command += ["--views", "1", "--epochs", "2", "--workers", "0", "--batch-size", str(BATCH)]
+    cores = "0" if devices == "1" else "0,1"
+    subprocess.run(["taskset", "-c", cores, *command], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                   env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    return files.read_json(os.path.join(out, "run.json"), "The run")["timings"]["images_per_s"]

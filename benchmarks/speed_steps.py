@@ -1,0 +1,117 @@
+"""Steps of benchmarks/speed.py: tinkit's loop on a store, beside the bare supervised loop and beside the live teacher."""
+
+import os
+import time
+
+from speed_turns import device, in_turns, threads
+
+BATCH, ROUNDS, WARM, STEPS = 64, 7, 3, 6
+TEACHER, STUDENT_SIZE = "efficientnet-lite2", 224
+VIT_BATCH, VIT_STEPS, VIT_ROUNDS = 32, 2, 3
+
+
+def step(work, student):
+    """Images/s of tinkit's loop on a store, and of the bare supervised loop; the default teacher, 224 px."""
+    prepared = _prepared(work, "some", student=student, student_size=STUDENT_SIZE, views=1, batch_size=BATCH)
+    rates = in_turns({"bare": prepared.bare_rate, "cached": prepared.distil_rate}, ROUNDS, BATCH, WARM, STEPS)
+    return {**rates, "local positions": prepared.positions(), "size": STUDENT_SIZE, "batch": BATCH}
+
+
+def online(work, teacher):
+    """Images/s with the store against the live teacher: a ViT with random weights, default student at 224 px."""
+    weights = _random_weights(work, teacher)
+    same = {"teacher": teacher, "teacher_weights": weights, "student": "mobilenetv4_conv_small", "batch_size": VIT_BATCH,
+            "student_size": STUDENT_SIZE, "views": 1, "pca_pictures": 32}  # fmt: skip
+    cached, live = _prepared(work, "few", **same), _prepared(work, "few", online=True, **same)
+    rates = in_turns({"online": live.distil_rate, "cached": cached.distil_rate}, VIT_ROUNDS, VIT_BATCH, 1, VIT_STEPS)
+    return {**rates, "batch": VIT_BATCH}
+
+
+class _prepared:
+    """A run that is ready to train: parts, state, and both loops over the same views."""
+
+    def __init__(self, work, pictures, **settings):
+        from tinkit.host.distill.prepare import prepare
+        from tinkit.host.distill.ranks import alone
+        from tinkit.host.distill.schedule import make_optimizer
+        from tinkit.host.distill.settings import Settings
+        from tinkit.host.distill.state import Distiller, State
+        from tinkit.host.distill.threads import worker_count
+        from tinkit.host.progress import Progress
+
+        settings = {"teacher": TEACHER, "teacher_size": None, **settings}
+        self.settings = Settings(images=os.path.join(work, pictures), epochs=1000, **settings)
+        with threads(self.settings):
+            self.parts = prepare(self.settings, os.path.join(work, "runs", "speed"), Progress(), lambda: False, alone())
+        self.workers = worker_count(self.settings)
+        distiller = Distiller(self.parts.student, self.parts.method).to(device())
+        self.state = State(distiller, make_optimizer(distiller, self.settings), None)
+
+    def positions(self):
+        grid = self.parts.sample().__next__().grid
+        return None if grid is None else grid[0] * grid[1]
+
+    def distil_rate(self, batch, warm, steps):
+        """Images/s over `steps` steps of tinkit's own loop, after `warm`."""
+        from tinkit.host.distill.loop import train
+        from tinkit.host.distill.ranks import alone
+
+        times = []
+
+        def after_step(record):
+            times.append(time.monotonic())
+
+        with threads(self.settings):
+            train(self.state, self.parts.plan, self.parts.views, self.parts.source, self.settings, alone().fabric,
+                  after_step, lambda: None, lambda: len(times) > warm + steps)  # fmt: skip
+        return batch * steps / (times[warm + steps] - times[warm])
+
+    def bare_rate(self, batch, warm, steps):
+        """Images/s of the cheapest honest loop: the same loader and student, a linear head, cross-entropy, AdamW."""
+        import torch
+        from torch.utils.data import DataLoader
+
+        from tinkit.host.distill.plan import Plan
+        from tinkit.host.store import ignore_interrupt
+        from tinkit.host.student import build_student
+        from tinkit.host.views import collate, normalise_on_device
+
+        student = build_student(self.settings.student, self.settings.student_size, classes=1000).train()
+        student = student.to(device()).to(memory_format=torch.channels_last)
+        optimizer = torch.optim.AdamW(student.parameters(), fused=True)
+        views, images = self.parts.views, student.spec.preprocessing
+        plan = Plan(len(views), 1, batch, 0)
+        loader = DataLoader(views, batch_sampler=plan, num_workers=self.workers, collate_fn=collate,
+                            worker_init_fn=ignore_interrupt)  # fmt: skip
+        times = []
+        with threads(self.settings):
+            for (pixels, *_), index_B, _ in loader:
+                with torch.autocast(device(), torch.bfloat16, enabled=device() == "cuda"):
+                    logits_BC = _head_only(student, normalise_on_device(pixels.to(device()), images))
+                loss = torch.nn.functional.cross_entropy(logits_BC.float(), (index_B % 1000).to(device()))
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                times.append((time.monotonic(), float(loss.detach()))[0])
+                if len(times) > warm + steps:
+                    break
+        return batch * steps / (times[warm + steps] - times[warm])
+
+
+def _head_only(student, images_BCHW):
+    """Logits by pooling and a linear layer: what a supervised loop computes, without a neck over all positions."""
+    features = student.backbone.forward_features(images_BCHW)
+    pooled_BD = features.mean((2, 3)) if features.ndim == 4 else features[:, 0]
+    return student.head(student.neck(pooled_BD) if student.neck is not None else pooled_BD)
+
+
+def _random_weights(work, name):
+    """A weights file of a timm network as it is born."""
+    import timm
+
+    from tinkit.host.weights import write_weights
+
+    path = os.path.join(work, f"{name}.safetensors")
+    if not os.path.exists(path):
+        write_weights(path, timm.create_model(name, num_classes=0).state_dict())
+    return path
