@@ -74,12 +74,12 @@ def _start(rank: int, count: int, job: dict, scratch: str) -> Process:
     log = os.path.join(scratch, f"{rank}.log")
     outcome = os.path.join(scratch, f"{rank}.json")
     told = {"rank": rank, "count": count, "meeting": os.path.join(scratch, "meeting"), "outcome": outcome, "job": job}
-    environment = dict(os.environ)
+    environment = {"TORCH_CPP_LOG_LEVEL": "ERROR", **os.environ}  # advice on DDP that is for programmers
     if sys.platform == "linux":
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all on this machine: whatever its name resolves to
     with open(log, "wb") as handle:
         process = subprocess.Popen(
-            [sys.executable, "-c", MAIN.format(path=sys.path)],
+            [sys.executable, "-c", MAIN.format(path=sys.path), "tinkit-rank", str(rank)],  # the last two are for ps
             stdin=subprocess.PIPE,
             stdout=None if rank == 0 else handle,
             stderr=None if rank == 0 else handle,

@@ -6,13 +6,14 @@ share one cache of decoded pictures, filled by the scan and read by the views of
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from tinkit.errors import TinkitError
-from tinkit.host.decoded import DecodedCache, default_limit
+from tinkit.host.decoded import FOLDER, DecodedCache, default_limit
 from tinkit.host.distill.ranks import Ranks
 from tinkit.host.distill.settings import Settings
 from tinkit.host.images import Catalogue, Pictures, scan, split
@@ -135,3 +136,5 @@ def decoded_cache(settings: Settings, out, ranks: Ranks) -> Iterator[DecodedCach
     finally:
         if cache is not None:
             cache.close()
+        if made:
+            shutil.rmtree(os.path.join(out, FOLDER), ignore_errors=True)

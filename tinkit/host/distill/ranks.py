@@ -6,6 +6,7 @@ writes alone, and the others wait for it. Whoever dies closes its sockets, and t
 """
 
 import contextlib
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,12 @@ from tinkit.errors import TinkitError
 
 STEP_TIMEOUT, PATIENCE = timedelta(minutes=30), timedelta(days=7)
 T = TypeVar("T")
+# What newer versions of torch call broadcast_buffers.
+_BUFFERS = next(
+    name
+    for name in ("forward_sync_buffers", "broadcast_buffers")
+    if name in inspect.signature(nn.parallel.DistributedDataParallel).parameters
+)
 
 
 @dataclass(frozen=True)
@@ -131,7 +138,7 @@ def join(devices: int, nodes: int, meeting: str | None = None, rank: int = 0) ->
     if meeting is not None:
         _meet(meeting, rank, devices, on_gpu)
     # Methods may leave parameters of the student unused; buffers are equal without being sent round at every step.
-    strategy = DDPStrategy(timeout=STEP_TIMEOUT, find_unused_parameters=True, broadcast_buffers=False)
+    strategy = DDPStrategy(timeout=STEP_TIMEOUT, find_unused_parameters=True, **{_BUFFERS: False})
     accelerator = "cuda" if on_gpu else "cpu"
     fabric = Fabric(
         accelerator=accelerator, strategy=strategy, devices=devices, num_nodes=nodes, precision=_precision()
