@@ -109,7 +109,8 @@ def memory(work, count):
             return torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
 
     class Instant:
-        identity = {"name": "instant"}
+        def __init__(self):
+            self.identity = {"name": "instant"}
 
         def features(self, pixels_BCHW, parts=()):
             return Features(torch.ones(len(pixels_BCHW), 64))

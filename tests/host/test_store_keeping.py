@@ -117,6 +117,7 @@ def test_without_a_rule_only_what_no_run_can_use_goes(tmp_path):
     shutil.copytree(good, tmp_path / "unfinished")
     files.write_json(tmp_path / "old" / IDENTITY, {"identity": {"schema": "tinkit-store-1"}, "layout": None})
     os.unlink(journal_of(tmp_path / "unfinished", 0))
+    assert collect(tmp_path, useless=False) == []
     assert [one.name for one in collect(tmp_path)] == ["old"]
 
 

@@ -100,7 +100,7 @@ def fill(job: Job, layout: Layout, folder, own: range, lenders: Lenders, tick, s
         with Writing() as writing:
             asked = deque[Batch]()
             batches = _noted(_batches(job, layout, folder, own, lenders, tick, writers, writing), asked)
-            for pixels in rendered(job.views, (batch.missing for batch in batches), job.workers):
+            for pixels in rendered(job.views, (batch.missing for batch in batches), job.workers, stop):
                 batch = asked.popleft()
                 writing.submit(_write, batch, _computed(job, batch, pixels), lenders)
                 tick(batch.stop - batch.start)

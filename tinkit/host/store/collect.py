@@ -25,18 +25,19 @@ def collect(
     keep=None,
     say: Callable[[str], None] | None = None,
     remove: bool = True,
+    useless: bool = True,
     now: Callable[[], float] = time.time,
 ) -> list["Collected"]:
     """Remove, or with `remove` False only name, what can go below `root`. `keep`: the path of a store to leave alone.
 
-    Gone are stores of another version and damaged ones; with `unused_days` those not used for so long; with `limit_bytes`
-    those used longest ago, until what is left takes no more. Unfinished stores go by the same two rules: a run may go on
-    with them. With neither rule only the first kind goes.
+    With `useless` stores of another version and damaged ones go; with `unused_days` those not used for so long; with
+    `limit_bytes` those used longest ago, until what is left takes no more. Unfinished stores go by the same two rules: a run
+    may go on with them.
     """
     stores = [one for one in list_stores(root) if keep is None or not os.path.samefile(one.path, keep)]
     left, found = sum(one.bytes for one in stores), []
     for one in reversed(stores):  # used longest ago first
-        reason = _reason(one, left, limit_bytes, unused_days, now())
+        reason = _reason(one, left, limit_bytes, unused_days, useless, now())
         if reason is None:
             continue
         with _nobody_else(one.path) as free:
@@ -58,9 +59,9 @@ class Collected:
         self.name, self.megabytes, self.reason = store.name, store.megabytes, reason
 
 
-def _reason(one: Listed, left, limit_bytes, unused_days, now) -> str | None:
+def _reason(one: Listed, left, limit_bytes, unused_days, useless, now) -> str | None:
     days = (now - one.used) / DAY_S
-    if one.state in (DAMAGED, OLDER):
+    if useless and one.state in (DAMAGED, OLDER):
         return f"{one.state}: no run can use it"
     state = "" if one.state == FINISHED else f"{one.state}, "
     if unused_days is not None and days > unused_days:

@@ -121,7 +121,7 @@ def _make_room(path, layout: Layout, limit_bytes, tell) -> None:
             seen=f"{layout.total_bytes / 1e9:.1f} GB, the limit is {limit_bytes / 1e9:.1f} GB",
             next_step="a higher limit, fewer views, a coarser grid or int8",
         )
-    collect(os.path.dirname(path), limit_bytes - layout.total_bytes, keep=path, say=tell)
+    collect(os.path.dirname(path), limit_bytes - layout.total_bytes, keep=path, say=tell, useless=False)
 
 
 def _own_layout(path, identity) -> Layout:

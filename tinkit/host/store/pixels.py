@@ -50,7 +50,7 @@ class Render:
         return torch.zeros(pictures, len(self.views.numbers), 3, size, size, dtype=torch.uint8)
 
 
-def rendered(views: AllViews, batches: Iterable[list[int]], workers: int) -> Iterator[Pixels]:
+def rendered(views: AllViews, batches: Iterable[list[int]], workers: int, stop=None) -> Iterator[Pixels]:
     """The pixels of each batch of picture numbers, in order; `batches` is asked a few batches ahead."""
     render, asked = Render(views), deque[list[int]]()
 
@@ -60,7 +60,7 @@ def rendered(views: AllViews, batches: Iterable[list[int]], workers: int) -> Ite
             yield numbers
 
     with Guarded(render, workers, TIMEOUT_S) as guarded:
-        for found in guarded.map(noted()):
+        for found in guarded.map(noted(), stop=stop):
             numbers = asked.popleft()
             yield _one_by_one(render, numbers) if isinstance(found, Lost) else found
 
