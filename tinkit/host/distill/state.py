@@ -20,6 +20,7 @@ class Distiller(nn.Module):
     def forward(self, images_BCHW, teacher: Features, index_B, step, epoch, labels_B=None, row_B=None):
         return self.loss(self.student(images_BCHW), teacher, index_B, step, epoch, labels_B, row_B)
 
+    @torch.compiler.disable  # only the student is compiled: methods look at numbers and draw
     def loss(self, student: Features, teacher: Features, index_B, step, epoch, labels_B=None, row_B=None):
         """The parts of the loss of the student's features."""
         return self.method(Batch(student, teacher, index_B, step, epoch, labels_B, self.seed, row_B))

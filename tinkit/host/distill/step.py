@@ -39,7 +39,7 @@ def ahead(loader, source) -> Iterator[tuple]:
 
 
 def compiled(model, wish: str, device):
-    """The model as `--compile` wants it. "auto" is off: on a CPU it was measured not to pay, a GPU was not measured.
+    """The model with its student compiled as `--compile` wants it. "auto" is off until it was measured to pay.
 
     "cuda-graphs" (torch's "reduce-overhead") is for small students, whose kernels are shorter than their launch.
     TinkitError for CUDA graphs without a GPU.

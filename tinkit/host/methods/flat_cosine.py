@@ -2,8 +2,9 @@
 
 The student's positions s (l, d) come to the teacher's grid by a fixed matrix U (L, l), area mean or bilinear, so
     <U s, t> = <s, U^T t>     |U s|^2 = <s, U^T U s>     and of t = x W - 1 m:     U^T t = (U^T x) W - (U^T 1) m
-The same numbers as the plain form up to rounding. With a frozen W and l < L only l positions of the teacher are mapped
-in a step; what is left of the others is |t|^2, one number a view: worked out where the view is met first, then kept.
+The same numbers as the plain form up to rounding. With a frozen W, a store and l < L only l positions of the teacher are
+mapped in a step; what is left of the others is |t|^2, one number a view: worked out where the view is met first, then
+kept. On a GPU all are mapped: there the product costs less than the look-up.
 Legend: B pictures, L teacher positions, l student positions, D teacher width, d student width.
 """
 
@@ -47,29 +48,20 @@ def pooled_target(teacher_BLD, matrix: Callable, offset_D, U_Ll) -> torch.Tensor
 class SquaredNorms:
     """|t|^2 of each view of the store, kept in memory: 4 bytes a view. Not part of a checkpoint: it is worked out again.
 
-    A picture at a time, so that a number does not depend on the batch that it was met in. On a GPU all are worked out
-    at every step: there the product costs less than the look-up.
+    A picture at a time, so that a number does not depend on the batch that it was met in.
     """
 
     def __init__(self):
-        self.kept = torch.empty(0)
+        self.kept_N = torch.empty(0)  # by row of the store; NaN: not met yet
 
-    def of(self, teacher_BLD, target: Callable, rows_B=None) -> torch.Tensor:
-        """(B) of the target of each picture; rows_B: the rows of the store, None where there is none."""
-        if teacher_BLD.is_cuda:
-            return target(teacher_BLD).square().sum((1, 2))
-        norms_B = self._known(rows_B, teacher_BLD)
+    def of(self, teacher_BLD, target: Callable, row_B) -> torch.Tensor:
+        """(B) of the targets (L, d) of these pictures; row_B: their rows in the store."""
+        missing = int(row_B.max()) + 1 - len(self.kept_N)
+        if missing > 0:
+            more = max(missing, len(self.kept_N) // 2)
+            self.kept_N = F.pad(self.kept_N.to(teacher_BLD.dtype), (0, more), value=torch.nan)
+        norms_B = self.kept_N[row_B]
         for number in norms_B.isnan().nonzero()[:, 0].tolist():
             norms_B[number] = target(teacher_BLD[number]).square().sum()
-        if rows_B is not None and teacher_BLD.dtype == self.kept.dtype:
-            self.kept[rows_B] = norms_B
+        self.kept_N[row_B] = norms_B
         return norms_B
-
-    def _known(self, rows_B, like):
-        """What is known of these rows, NaN elsewhere."""
-        if rows_B is None or like.dtype != self.kept.dtype:
-            return like.new_full((len(like),), torch.nan)
-        if (missing := int(rows_B.max()) + 1 - len(self.kept)) > 0:
-            more = max(missing, len(self.kept) // 2)
-            self.kept = F.pad(self.kept, (0, more), value=torch.nan)
-        return self.kept[rows_B]

@@ -131,7 +131,7 @@ class TinTeM(nn.Module):
         parts, U_Ll = {}, None
         if student.grid != teacher.grid:
             U_Ll = resampling_matrix(student.grid, teacher.grid, target_BD.dtype, target_BD.device)
-        few = U_Ll is not None and U_Ll.shape[1] < U_Ll.shape[0]
+        few = U_Ll is not None and U_Ll.shape[1] < U_Ll.shape[0] and row_B is not None and not U_Ll.is_cuda
         if self.weights["feature"] and self.feature_cosine == "flat" and few and not self.mapping.learned:
             parts["feature"] = self._feature_of_few(student, teacher, target_BD, row_B, U_Ll)
             return parts
@@ -162,7 +162,7 @@ class TinTeM(nn.Module):
         return (1 - F.cosine_similarity(_tokens(ours_BD, local_BLD), _tokens(target_BD, target_BLD), dim=-1)).mean()
 
     def _feature_of_few(self, student, teacher, target_BD, row_B, U_Ll):
-        """The same with a frozen mapping and a student of fewer positions: only so many are mapped."""
+        """The same with a frozen mapping, a store and a student of fewer positions: only so many are mapped."""
 
         def raw(features_D):
             return self.mapping.raw(features_D, LOCAL)
