@@ -188,10 +188,9 @@ def folder_lock(folder, what, wait=False):
                 seen="process {}".format(handle.read().strip() or "unknown"),
                 next_step="wait for it, or choose another folder with --out",
             ) from None
-        handle.seek(0)
-        handle.truncate()
-        handle.write(str(os.getpid()))
-        handle.flush()
+        with contextlib.suppress(OSError):  # on a full disk the lock holds without its note
+            os.ftruncate(handle.fileno(), 0)
+            os.pwrite(handle.fileno(), str(os.getpid()).encode(), 0)
         yield
     finally:
         handle.close()

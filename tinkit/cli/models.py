@@ -107,7 +107,7 @@ def distill(images, out, resume, dry_run, **given):
         f"share of the {found['neighbours']} nearest neighbours in common with the teacher {found['neighbour_overlap']:.2f}"
     )
     if result.skipped:
-        click.echo(f"skipped  {result.skipped} unreadable files, listed in {os.path.join(result.run, 'run.json')}")
+        click.echo(f"skipped  {result.skipped} unreadable files, listed in {os.path.join(result.run, 'skipped.jsonl')}")
 
 
 @cli.command()

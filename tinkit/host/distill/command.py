@@ -91,7 +91,7 @@ def _run(settings: Settings, out, resume, quiet, ranks: Ranks) -> DistillResult:
     """The whole run in this process, which is alone or one of several; the first one prints and writes."""
     with Progress(quiet or not ranks.first) as progress, StopSignal() as stop:
         try:
-            with decoded_cache(settings, out, ranks) as cache:
+            with decoded_cache(settings, out, ranks, progress.say) as cache:
                 return _distill(settings, out, resume, progress, stop, ranks, cache)
         except RuntimeError as error:
             if stop() and ranks.count > 1 and is_loss(error):  # the others have left already
@@ -137,7 +137,7 @@ def _begin(settings: Settings, out, resume) -> dict:
 
 def _load(state: State, parts, out, progress: Progress):
     """Take up the last checkpoint, if there is one; returns it."""
-    saved = checkpoint.load(out)
+    saved = checkpoint.load(out, progress.say)
     if saved is None:
         return None
     refuse_others(saved, parts, out)
@@ -218,7 +218,7 @@ def _settings(images, out, resume, given) -> tuple[Settings, str]:
         settings = Settings(images=os.path.abspath(os.fspath(images)), **given)
         out = os.fspath(out or os.path.join(workspace.RUNS, f"{settings.student}-{datetime.now():%Y%m%d-%H%M%S}"))
         status = _status(out)
-        if status == "finished" or os.path.exists(os.path.join(out, checkpoint.CHECKPOINT)):
+        if status == "finished" or checkpoint.exists(out):
             raise TinkitError(
                 "There is a run in this folder already.",
                 where=out,

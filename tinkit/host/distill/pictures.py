@@ -117,7 +117,7 @@ def find_labels(settings: Settings, found: Found, progress: Progress) -> Labels 
 
 
 @contextlib.contextmanager
-def decoded_cache(settings: Settings, out, ranks: Ranks) -> Iterator[DecodedCache | None]:
+def decoded_cache(settings: Settings, out, ranks: Ranks, say) -> Iterator[DecodedCache | None]:
     """The node's cache, made by its first process; None where there shall be none, or another decoder is used."""
     limit = default_limit(out) if settings.decoded_cache_gb is None else int(settings.decoded_cache_gb * 1e9)
     if settings.decoder != "pillow" or limit < CACHED_BYTES:
@@ -125,9 +125,14 @@ def decoded_cache(settings: Settings, out, ranks: Ranks) -> Iterator[DecodedCach
     made: list[DecodedCache] = []
 
     def make():
-        if limit:
+        if not limit:
+            return None
+        try:
             made.append(DecodedCache.make(out, limit, limit // CACHED_BYTES))
-        return made[0].path if made else None
+        except TinkitError as error:
+            say(f"decoded pictures are not kept, and are decoded at every use: {error.what} {error.seen or ''}")
+            return None
+        return made[0].path
 
     path = ranks.share_on_node(make)
     cache = None if path is None else made[0] if made else DecodedCache(path)

@@ -26,8 +26,6 @@ def train_with_records(state: State, parts: Parts, settings, out, fabric, progre
     """
     if not fabric.is_global_zero:
         return _train_without(state, parts, settings, fabric, stop)
-    if saved is None and state.step:
-        saved = checkpoint.load(out)
     records = Records(state, parts, settings, out, fabric, progress, saved or {})
     with records.log:
         try:
@@ -62,8 +60,8 @@ class Records:
         self.log = Log(os.path.join(out, run.LOG), state.step, state.epoch, progress.say)
         self.saver = checkpoint.Saver(
             out,
-            getattr(settings, "checkpoint_minutes", checkpoint.MINUTES),
-            getattr(settings, "keep_checkpoints", checkpoint.KEEP),
+            settings.checkpoint_minutes,
+            settings.keep_checkpoints,
             progress.say,
             **saved.get("saving", {}),
         )

@@ -89,7 +89,7 @@ def _reason(error: OSError) -> str:
 
 def _stayed_away(what, error, seconds):
     return TinkitError(
-        "The pictures cannot be reached: their disk or network share stayed away.",
+        "A disk or network share stayed away.",
         where=what,
         seen=f"{_reason(error)}, tried for {seconds:.0f} s",
         next_step="see that the share is mounted and answers, then run the command again (a run goes on with --resume)",

@@ -7,11 +7,13 @@ without the path, pictures by their number and by the hash of their listing.
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from tinkit.bundle import MODEL
 from tinkit.host.images import Picture
+from tinkit.host.images.catalogue import names_of
 from tinkit.host.report.licences import Licence, licence_of, package_licence, teacher_licence
 from tinkit.host.report.text import table
 
@@ -55,9 +57,18 @@ def provenance_of(manifest, record=None, measured=None, licence="", data_licence
 def listing_sha256(pictures: Iterable[Picture]) -> str:
     """The identity of a folder's pictures: sha256 over the lines that `sha256sum` prints for them, in order of name."""
     digest = hashlib.sha256()
-    for picture in sorted(pictures, key=lambda picture: picture.name):
+    for picture in _by_name(pictures):
         digest.update(f"{picture.content}  {picture.name}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
+
+
+def _by_name(pictures: Iterable[Picture]) -> Iterable[Picture]:
+    """In order of name: a listing is already, and is then walked without a list of a million pictures."""
+    if not isinstance(pictures, Sequence):
+        pictures = list(pictures)
+    if all(one <= other for one, other in pairwise(names_of(pictures))):
+        return pictures
+    return sorted(pictures, key=lambda picture: picture.name)
 
 
 def _model(manifest, record, licence) -> dict[str, Any]:
@@ -120,7 +131,7 @@ def _data(images, record, data_licence) -> dict[str, Any]:
         "pictures": images.get("usable"),
         "train": images.get("train"),
         "heldout": images.get("heldout"),
-        "skipped": len(skipped) if isinstance(skipped, list) else None,
+        "skipped": images.get("skipped_count", len(skipped) if isinstance(skipped, list) else None),
         "listing_sha256": images.get("listing_sha256"),
         "labelled": table(record.get("labels")).get("labelled", 0 if record else None),
         "licence": told.to_json(),
