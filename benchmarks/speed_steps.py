@@ -13,8 +13,9 @@ VIT_BATCH, VIT_STEPS, VIT_ROUNDS = 32, 2, 3
 def step(work, student):
     """Images/s of tinkit's loop on a store, and of the bare supervised loop; the default teacher, 224 px."""
     prepared = _prepared(work, "some", student=student, student_size=STUDENT_SIZE, views=1, batch_size=BATCH)
+    first = prepared.distil_rate(BATCH, WARM, prepared.parts.plan.batches)  # and so every view is met once
     rates = in_turns({"bare": prepared.bare_rate, "cached": prepared.distil_rate}, ROUNDS, BATCH, WARM, STEPS)
-    return {**rates, "local positions": prepared.positions(), "size": STUDENT_SIZE, "batch": BATCH}
+    return {**rates, "first": first, "local positions": prepared.positions(), "size": STUDENT_SIZE, "batch": BATCH}
 
 
 def online(work, teacher):
@@ -31,6 +32,8 @@ class _prepared:
     """A run that is ready to train: parts, state, and both loops over the same views."""
 
     def __init__(self, work, pictures, **settings):
+        import torch
+
         from tinkit.host.distill.prepare import prepare
         from tinkit.host.distill.ranks import alone
         from tinkit.host.distill.schedule import make_optimizer
@@ -44,7 +47,7 @@ class _prepared:
         with threads(self.settings):
             self.parts = prepare(self.settings, os.path.join(work, "runs", "speed"), Progress(), lambda: False, alone())
         self.workers = worker_count(self.settings)
-        distiller = Distiller(self.parts.student, self.parts.method).to(device())
+        distiller = Distiller(self.parts.student, self.parts.method).to(device()).to(memory_format=torch.channels_last)
         self.state = State(distiller, make_optimizer(distiller, self.settings), None)
 
     def positions(self):

@@ -30,17 +30,17 @@ def table(title, head, rows):
 
 
 def _step(found):
-    rows = [
-        [name, str(one["size"]), str(one["local positions"]), spread(one["bare"]), spread(one["cached"]),
-         spread(ratios(one["cached"], one["bare"]), 2)]
-        for name, one in found.items()
-    ]  # fmt: skip
+    rows = []
+    for name, one in found.items():
+        row = [name, str(one["size"]), str(one["local positions"]), spread(one["bare"]), f"{one['first']:.1f}"]
+        rows.append([*row, spread(one["cached"]), spread(ratios(one["cached"], one["bare"]), 2)])
     head = [
         "student",
         "px",
         "teacher's positions",
         "bare supervised loop, images/s",
-        "tinkit with the store, images/s",
+        "tinkit, first epoch",
+        "tinkit, later",
         "ratio",
     ]
     return table("The step: against the bare supervised loop (goal 0.90)", head, rows)

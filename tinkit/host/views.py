@@ -227,4 +227,5 @@ def normalise_on_device(pixels_BCHW: torch.Tensor, preprocessing: Preprocessing)
     """uint8 BCHW -> float32 BCHW, the same arithmetic as `tinkit.pixels.normalise`, channels last in memory."""
     mean = torch.tensor(preprocessing.mean, device=pixels_BCHW.device).view(1, 3, 1, 1) * 255
     std = torch.tensor(preprocessing.std, device=pixels_BCHW.device).view(1, 3, 1, 1) * 255
-    return ((pixels_BCHW.float() - mean) / std).contiguous(memory_format=torch.channels_last)
+    images_BCHW = pixels_BCHW.contiguous(memory_format=torch.channels_last).float()
+    return images_BCHW.sub_(mean).div_(std)
