@@ -211,11 +211,11 @@ def main():
 
         tinkit.distill(**files.read_json(arguments.distill, "The arguments"), quiet=True)
         return 0
+    parts.require_idle(arguments.anyway)
     arguments.venv = arguments.venv or os.path.join(arguments.work, "venv")
     parts.environment(arguments.venv)
     parts.lay_out(arguments.data, arguments.work)
     parts.teacher_weights(arguments.teacher, arguments.work)
-    parts.require_idle(arguments.anyway)
     found = all_runs(arguments)
     tables = "\n\n".join([table(found), speed_line(found), reach_lines(found)])
     told = conditions(arguments, found)
