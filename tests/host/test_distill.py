@@ -23,6 +23,7 @@ from tinkit.host.distill import checkpoint
 from tinkit.host.distill import command as distill_command
 from tinkit.host.distill import prepare as prepare_module
 from tinkit.host.distill.plan import Plan
+from tinkit.host.distill.ranks import alone
 from tinkit.host.distill.schedule import learning_rate
 from tinkit.host.distill.settings import Settings
 from tinkit.host.distill.source import Cached, Live
@@ -88,7 +89,7 @@ def test_training_lowers_the_loss(photos, pair, tmp_path, mapping):
 def parts_of(photos, settings, tmp_path):
     chosen = Settings(images=str(photos), **{k: v for k, v in settings.items() if k != "quiet"})
     torch.manual_seed(0)
-    return chosen, prepare_module.prepare(chosen, str(tmp_path / "run"), Progress(True), lambda: False)
+    return chosen, prepare_module.prepare(chosen, str(tmp_path / "run"), Progress(True), lambda: False, alone())
 
 
 def losses_of(photos, settings, tmp_path):
@@ -330,7 +331,7 @@ def test_learning_rate_warms_up_and_comes_down():
         ({"views": 0}, "--online"),
         ({"batch_size": 1}, "batch_size"),
         ({"learning_rate": -1}, "learning_rate"),
-        ({"store_dtype": "int8"}, "float16"),
+        ({"store_dtype": "int4"}, "float16"),
         ({"clip": -1.0}, "clip"),
         ({"weight_decay": float("nan")}, "weight_decay"),
         ({"seed": -1}, "seed"),

@@ -164,7 +164,7 @@ def _images(parts: Parts, out) -> dict:
         "root": pictures.root,
         "usable": len(pictures.usable),
         "listing_sha256": listing_sha256(pictures.usable),
-        "train": len(parts.train),
+        "train": len(parts.plan.numbers_N),
         "heldout": len(parts.held_pictures),
         "others": pictures.others,
         **record_skipped(out, pictures.skipped),
