@@ -166,31 +166,66 @@ def sha256_of_json(value):
 
 @contextlib.contextmanager
 def folder_lock(folder, what, wait=False):
-    """Hold `folder` for this process: a second tinkit is refused, or waits when `wait` is set.
+    """Hold `folder`, made if need be, for this process: a second tinkit is refused, or waits when `wait` is set.
 
-    The lock is the kernel's (flock on `.lock`), so it is gone when the process dies, however it dies.
+    `wait` may be a function: it is called as often as the folder is found held, with the holder's process as text, and
+    sleeps, or raises to wait no longer. The lock is the kernel's (flock on `.lock`), so it is gone when the process dies,
+    however it dies.
     """
-    import fcntl
-
-    try:
-        os.makedirs(folder, exist_ok=True)
-        handle = open(os.path.join(folder, ".lock"), "a+")  # noqa: SIM115 - closed in the finally below
-    except OSError as error:
-        raise from_os_error(error, "opening {}".format(what)) from error
-    try:
+    while True:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError:
-            handle.seek(0)
+            handle, holder = _lock(folder, wait is True)
+        except OSError as error:
+            raise from_os_error(error, "opening {}".format(what)) from error
+        if handle is not None:
+            break
+        if not wait:
             raise TinkitError(
                 "Another tinkit is using {}.".format(what),
                 where=folder,
-                seen="process {}".format(handle.read().strip() or "unknown"),
+                seen="process {}".format(holder),
                 next_step="wait for it, or choose another folder with --out",
-            ) from None
+            )
+        wait(holder)
+    try:
         with contextlib.suppress(OSError):  # on a full disk the lock holds without its note
             os.ftruncate(handle.fileno(), 0)
             os.pwrite(handle.fileno(), str(os.getpid()).encode(), 0)
         yield
     finally:
         handle.close()
+
+
+def _lock(folder, block):
+    """(the open file that holds the folder, None), or (None, the process that holds it)."""
+    import fcntl
+
+    path = os.path.join(folder, ".lock")
+    while True:
+        os.makedirs(folder, exist_ok=True)
+        try:
+            handle = open(path, "a+")  # noqa: SIM115 - the caller closes it
+        except FileNotFoundError:
+            if os.path.isdir(folder):
+                raise
+            continue  # the folder was removed since
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if block else fcntl.LOCK_NB))
+            if is_still(path, handle.fileno()):
+                return handle, None
+            handle.close()
+        except BlockingIOError:
+            with handle:
+                handle.seek(0)
+                return None, handle.read().strip() or "unknown"
+        except BaseException:
+            handle.close()
+            raise
+
+
+def is_still(path, handle):
+    """Whether the open file is what lies at `path`: a lock on one that was removed holds nothing."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(handle))
+    except FileNotFoundError:
+        return False

@@ -31,8 +31,8 @@ def list_stores(root):
 @option("--store", "root", help=f"the folder with the stores  [{ROOT}]")
 @option("--images", help="the pictures: a sample of the rows is computed again and compared")
 @option("--teacher-weights", help="the weights file, for a teacher that was given one")
-@option("--sample", type=int, help="pictures of the sample  [32]")
-@option("--seed", type=int, help="which pictures  [0]")
+@option("--sample", type=click.IntRange(min=1), help="pictures of the sample  [32]")
+@option("--seed", type=click.IntRange(min=0), help="which pictures  [0]")
 def verify(names, root, images, teacher_weights, sample, seed):
     """Hold every byte of the STOREs (default: all) against its hash; with --images also against the teacher itself."""
     from tinkit.host.store.verify import verify_stores
@@ -43,15 +43,17 @@ def verify(names, root, images, teacher_weights, sample, seed):
     bad = [one for one in found if one.verdict == "failed"]
     if bad:
         end("failed", f"{len(bad)} of {len(found)} stores")
+    if not any(one.verdict == "passed" for one in found):
+        click.get_current_context().exit(errors.EXIT_NO_VERDICT)
 
 
 @store.command()
 @option("--store", "root", help=f"the folder with the stores  [{ROOT}]")
-@option("--limit-gb", type=float, help="keep at most so much; those used longest ago go first")
-@option("--unused-days", type=float, help="remove what was not used for so many days")
+@option("--limit-gb", type=click.FloatRange(min=0), help="keep at most so much; those used longest ago go first")
+@option("--unused-days", type=click.FloatRange(min=0), help="remove what was not used for so many days")
 @click.option("--yes", is_flag=True, help="remove; without it the command only tells")
 def gc(root, limit_gb, unused_days, yes):
-    """Tell what can go: unfinished and damaged stores, those of an older tinkit, the least used. --yes removes them."""
+    """Tell what can go: damaged stores and those of another tinkit; with a limit also the least used. --yes removes it."""
     from tinkit.host.store.collect import collect
 
     if limit_gb is None and unused_days is None:
@@ -75,4 +77,5 @@ def merge(sources, into):
             "There is nothing to join.", seen=f"{len(sources)} store", next_step="name two or more"
         )
     found = merge(sources, into, say=say)
-    click.echo(f"store    {found.path}: {found.pictures} pictures, {found.megabytes:.0f} MB")
+    state = "" if found.finished else ", not finished"
+    click.echo(f"store    {found.path}: {found.pictures} pictures, {found.megabytes:.0f} MB{state}")

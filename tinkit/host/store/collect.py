@@ -1,21 +1,26 @@
 """Removes stores: those that no run can use any more, and those that were used longest ago until the rest fits a limit.
 
 A store that is being read or written is held by the kernel's locks (`mapped.InUse`, `files.folder_lock`), and is never
-removed. Removing begins with the identity: a folder that is half removed is no store.
+removed; nor is a folder with anything in it that no store writes. Removing begins with another name: whoever opens the
+store from then on finds none and makes it anew, and what a kill leaves goes the next time.
 """
 
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
 
 from tinkit.errors import from_os_error
 from tinkit.host.store.listing import DAMAGED, FINISHED, OLDER, Listed, list_stores
-from tinkit.host.store.shards import IDENTITY, USED
+from tinkit.host.store.shards import REMOVED, USED
 
 DAY_S = 86_400.0
+OWN = re.compile(
+    r"((identity|chunks)\.jsonl?|\d+\.jsonl|[\w.-]+\.bin)(\.\d+\.partial)?|used|\.lock"
+)  # names of a store's files
 
 
 def collect(
@@ -34,7 +39,10 @@ def collect(
     `limit_bytes` those used longest ago, until what is left takes no more. Unfinished stores go by the same two rules: a run
     may go on with them.
     """
-    stores = [one for one in list_stores(root) if keep is None or not os.path.samefile(one.path, keep)]
+    if remove:
+        _remove_leftovers(root)
+    kept = keep and os.path.realpath(keep)
+    stores = [one for one in list_stores(root) if os.path.realpath(one.path) != kept and _only_ours(one.path)]
     left, found = sum(one.bytes for one in stores), []
     for one in reversed(stores):  # used longest ago first
         reason = _reason(one, left, limit_bytes, unused_days, useless, now())
@@ -88,9 +96,26 @@ def _nobody_else(path) -> Iterator[bool]:
             os.close(handle)
 
 
-def _remove(path) -> None:
+def _only_ours(path) -> bool:
+    """Whether a store's files, of this version or of an older one, are all there is; and the folder is no link."""
     try:
-        os.unlink(os.path.join(path, IDENTITY))
-        shutil.rmtree(path)
+        return not os.path.islink(path) and all(OWN.fullmatch(name) for name in os.listdir(path))
+    except OSError:
+        return False
+
+
+def _remove(path) -> None:
+    aside = f"{path}.{os.getpid()}{REMOVED}"
+    try:
+        os.rename(path, aside)
+        shutil.rmtree(aside)
     except OSError as error:
         raise from_os_error(error, f"removing {path}") from error
+
+
+def _remove_leftovers(root) -> None:
+    """What was begun to be removed; another process may be at it now."""
+    for name in os.listdir(root) if os.path.isdir(root) else []:
+        path = os.path.join(root, name)
+        if name.endswith(REMOVED) and _only_ours(path):
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,5 +1,6 @@
 """The stores below a folder, as a person asks for them: whose, how large, finished or not, used when."""
 
+import contextlib
 import os
 import time
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 from tinkit.errors import TinkitError
 from tinkit.host.store.identity import SCHEMA
 from tinkit.host.store.mapped import is_finished
-from tinkit.host.store.shards import IDENTITY, USED, read_identity
+from tinkit.host.store.shards import IDENTITY, USED, paths_of, read_identity
 
 FINISHED, UNFINISHED, DAMAGED, OLDER = "finished", "unfinished", "damaged", "another version"
 
@@ -41,9 +42,10 @@ class Listed:
 
 def list_stores(root) -> list[Listed]:
     """All stores below `root`, the one that was used last first; other folders are left out."""
-    names = sorted(os.listdir(root)) if os.path.isdir(root) else []
-    paths = [os.path.join(root, name) for name in names]
-    found = [look_at(path) for path in paths if os.path.exists(os.path.join(path, IDENTITY))]
+    found = []
+    for path in paths_of(root):
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+            found.append(look_at(path))
     return sorted(found, key=lambda one: -one.used)
 
 

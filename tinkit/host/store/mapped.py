@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from tinkit import files
 from tinkit.errors import TinkitError
 from tinkit.host.store.precision import Loss, loss_of
 from tinkit.host.store.shards import USED, Layout, damaged, file_of, journal_of, read_journal
@@ -142,17 +143,33 @@ class Hashes:
 
 
 class InUse:
-    """Stamps a store as used now, and holds it against removal for as long as this object lives.
+    """Holds a store against removal for as long as this object lives, and with `stamp` marks it as used now.
 
-    On a read-only disk it does neither: nobody can remove the store there.
+    Without such a folder, and on a read-only disk, it does neither: nobody can remove a store there.
     """
 
-    def __init__(self, path):
+    def __init__(self, path, stamp=True):
         with contextlib.suppress(OSError):
-            handle = os.open(os.path.join(path, USED), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            handle = _shared(os.path.join(path, USED))
             weakref.finalize(self, os.close, handle)
-            os.utime(handle)
+            if stamp:
+                os.utime(handle)
+
+
+def _shared(path) -> int:
+    """The file at `path`, locked with others; it may be removed, and another made, while this waits for the lock."""
+    while True:
+        handle = os.open(
+            path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666
+        )  # NFS shares a lock only of what can be read
+        try:
             fcntl.flock(handle, fcntl.LOCK_SH)
+            if files.is_still(path, handle):
+                return handle
+        except OSError:
+            os.close(handle)
+            raise
+        os.close(handle)
 
 
 def open_shards(path, layout: Layout) -> Shards:

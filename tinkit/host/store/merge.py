@@ -8,18 +8,20 @@ that was put aside is left out. A run that lists the same pictures in another or
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
 from tinkit import files
 from tinkit.errors import TinkitError, from_os_error
 from tinkit.host.store.identity import HASH_BYTES, sha256_of_contents, without_list
-from tinkit.host.store.mapped import is_finished, open_shards
+from tinkit.host.store.mapped import InUse, Shards, is_finished, open_shards
+from tinkit.host.store.precision import Loss
 from tinkit.host.store.reader import FeatureStore
 from tinkit.host.store.reuse import NOWHERE, Lender, Lenders, places_of
 from tinkit.host.store.shards import (
     CONTENTS,
+    IDENTITY,
     Layout,
     file_of,
     journal_of,
@@ -48,6 +50,7 @@ class _Source:
     path: str
     identity: dict
     layout: Layout
+    held: InUse  # against removal
 
 
 def merge(sources: Sequence[str], into, say: Callable[[str], None] | None = None) -> Merged:
@@ -56,7 +59,7 @@ def merge(sources: Sequence[str], into, say: Callable[[str], None] | None = None
     Raises TinkitError for stores of other teachers, views or arrays, for damage, and for a full disk.
     """
     say = say or (lambda line: None)
-    opened = [_Source(path, *read_identity(path)) for path in sources]
+    opened = [_opened(path) for path in sources]
     first = opened[0]
     for other in opened[1:]:
         _refuse_another(first, other)
@@ -66,6 +69,17 @@ def merge(sources: Sequence[str], into, say: Callable[[str], None] | None = None
         return _pictures(opened, into, say)
     except OSError as error:
         raise from_os_error(error, "joining the stores") from error
+
+
+def _opened(path) -> _Source:
+    if not os.path.exists(os.path.join(path, IDENTITY)):
+        raise TinkitError(
+            "There is no store here.",
+            where=path,
+            next_step="give the stores' paths; tinkit store ls names what is there",
+        )
+    held = InUse(path, stamp=False)
+    return _Source(path, *read_identity(path), held)
 
 
 def _refuse_another(first: _Source, other: _Source) -> None:
@@ -88,15 +102,12 @@ def _parts(sources: list[_Source], into, say) -> Merged:
     layout, identity = sources[0].layout, sources[0].identity
     for other in sources[1:]:
         if other.layout != layout:
-            raise TinkitError(
-                "The parts are cut into other shards.",
-                where=f"{sources[0].path}, {other.path}",
-                next_step="make the parts by the same number of processes, or remove one and run again",
-            )
+            raise _cut_otherwise(sources[0].path, other.path)
     path = os.path.join(into, files.sha256_of_json(identity)[:16])
     with files.folder_lock(path, "the feature store"):
-        shutil.copyfile(os.path.join(sources[0].path, CONTENTS), os.path.join(path, CONTENTS))
-        write_identity(path, identity, layout)
+        contents = np.fromfile(os.path.join(sources[0].path, CONTENTS), np.uint8)
+        if _begun(path, contents, identity, layout) != layout:
+            raise _cut_otherwise(sources[0].path, path)
         missing = []
         for shard in range(layout.shards):
             if _shard_finished(path, layout, shard):
@@ -111,6 +122,24 @@ def _parts(sources: list[_Source], into, say) -> Merged:
     else:
         open_shards(path, layout).check()
     return _merged(path, layout, not missing)
+
+
+def _cut_otherwise(one, other) -> TinkitError:
+    return TinkitError(
+        "The parts are cut into other shards.",
+        where=f"{one}, {other}",
+        next_step="make the parts by the same number of processes, or remove one and run again",
+    )
+
+
+def _begun(path, contents, identity, layout: Layout) -> Layout:
+    """Describe the joined store in its folder; one that is there already keeps its layout, and so its rows."""
+    if os.path.exists(os.path.join(path, IDENTITY)):
+        return read_identity(path)[1]
+    with files.atomic(os.path.join(path, CONTENTS)) as partial:
+        contents.tofile(partial)
+    write_identity(path, identity, layout)
+    return layout
 
 
 def _shard_finished(path, layout: Layout, shard) -> bool:
@@ -151,10 +180,8 @@ def _pictures(sources: list[_Source], into, say) -> Merged:
         f"{layout.pictures} pictures of {sum(one.layout.pictures for one in sources)} rows, {layout.total_bytes / 1e6:.0f} MB"
     )
     with files.folder_lock(path, "the feature store"):
-        with files.atomic(os.path.join(path, CONTENTS)) as partial:
-            contents_N32.tofile(partial)
-        write_identity(path, identity, layout)
-        _copy_rows(path, layout, Lenders(lenders, len(contents_N32)))
+        layout = _begun(path, contents_N32, identity, layout)
+        _copy_rows(path, layout, Lenders(lenders, len(contents_N32)), _losses(shards))
     return _merged(path, layout, True)
 
 
@@ -179,7 +206,17 @@ def _layout(like: Layout, pictures: int) -> Layout:
     )
 
 
-def _copy_rows(path, layout: Layout, lenders: Lenders) -> None:
+def _losses(shards: list[Shards]) -> dict[str, list[float]]:
+    """What int8 cost in all of them, as a journal tells it: (name, fields of `Loss`)."""
+    found: dict[str, Loss] = {}
+    for one in shards:
+        for name, loss in one.loss.items():
+            found[name] = found[name] + loss if name in found else loss
+    return {name: [float(value) for value in astuple(loss)] for name, loss in found.items()}
+
+
+def _copy_rows(path, layout: Layout, lenders: Lenders, losses) -> None:
+    """The loss belongs to all rows together and is told with the first of them."""
     for shard in range(layout.shards):
         writer = ShardWriter(path, layout, shard)
         try:
@@ -188,7 +225,7 @@ def _copy_rows(path, layout: Layout, lenders: Lenders) -> None:
                 rows = {
                     name: np.ascontiguousarray(array) for name, array in lenders.rows(np.arange(start, stop)).items()
                 }
-                writer.append(stop, rows, {}, {})
+                writer.append(stop, rows, {}, {} if start else losses)
         finally:
             writer.close()
 

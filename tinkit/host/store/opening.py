@@ -6,6 +6,7 @@ that has nothing to do with them waits at the lock, and finds a finished store.
 
 import contextlib
 import os
+import time
 from collections.abc import Callable
 
 import torch
@@ -20,6 +21,8 @@ from tinkit.host.store.reuse import Lenders, lenders_of, whole
 from tinkit.host.store.shards import CONTENTS, IDENTITY, Layout, journal_of, read_identity, write_identity
 from tinkit.host.teacher import Teacher
 from tinkit.host.views import AllViews
+
+WAIT_S = 0.2  # between two looks whether another process is done
 
 
 def open_or_build(
@@ -52,15 +55,18 @@ def open_or_build(
     identity = identity_of(teacher, views, job.parts, job.dtype, job.grid, contents_N32)
     path = os.path.join(root, files.sha256_of_json(identity)[:16])
     with contextlib.ExitStack() as held:
-        lenders = Lenders([], len(contents_N32)) if _done(path) else lenders_of(root, identity, contents_N32, path)
-        if rank == 0 and not _done(path):
-            _begin(job, path, identity, contents_N32, lenders, ranks, limit_bytes, tell, held)
+        in_use = InUse(path)  # what is found below stays
+        done = _done(path)
+        lenders = Lenders([], len(contents_N32)) if done else lenders_of(root, identity, contents_N32, path)
+        if rank == 0 and not done:
+            _begin(job, path, identity, contents_N32, lenders, ranks, limit_bytes, tell, held, stop)
         meet()
-        if _exists(path):
+        in_use = InUse(path)  # what was begun meanwhile stays
+        if not done and _exists(path):
             layout = _own_layout(path, identity)
             fill(job, layout, path, range(rank, layout.shards, ranks), lenders, counted, stop)
         meet()
-    store = _open(path, identity, tell) if _exists(path) else _lent(lenders, path, tell)
+    store = _open(path, identity, in_use, tell) if _exists(path) else _lent(lenders, path, tell)
     counted(len(contents_N32) - counted.total)
     _report(store, job, tell)
     return store
@@ -90,11 +96,11 @@ def _done(path) -> bool:
         return False
 
 
-def _begin(job, path, identity, contents_N32, lenders: Lenders, ranks, limit_bytes, tell, held) -> None:
+def _begin(job, path, identity, contents_N32, lenders: Lenders, ranks, limit_bytes, tell, held, stop) -> None:
     """Hold the folder, and describe the store in it if nobody did; nothing where another store has all the rows."""
     if not _exists(path) and whole(lenders) is not None:
         return
-    held.enter_context(files.folder_lock(path, "the feature store", wait=True))
+    held.enter_context(files.folder_lock(path, "the feature store", wait=_waiting(path, tell, stop)))
     if not _exists(path):
         layout = layout_of(job, ranks)
         _make_room(path, layout, limit_bytes, tell)
@@ -106,6 +112,21 @@ def _begin(job, path, identity, contents_N32, lenders: Lenders, ranks, limit_byt
     tell(f"feature store: {rows} rows of {layout.row_bytes} bytes, {layout.total_bytes / 1e6:.0f} MB in {path}")
     if lenders.count:
         tell(f"feature store: {lenders.count} of {layout.pictures} pictures copied from stores that hold them")
+
+
+def _waiting(path, tell, stop):
+    """What to do while another process holds the store: say so once, and hear when the work shall end."""
+    told = []
+
+    def wait(holder):
+        if not told:
+            told.append(holder)
+            tell(f"feature store: process {holder} is filling it; waiting for it ({path})")
+        if stop and stop():
+            raise InterruptedError
+        time.sleep(WAIT_S)
+
+    return wait
 
 
 def _make_room(path, layout: Layout, limit_bytes, tell) -> None:
@@ -135,11 +156,11 @@ def _own_layout(path, identity) -> Layout:
     return layout
 
 
-def _open(path, identity, tell) -> FeatureStore:
+def _open(path, identity, in_use, tell) -> FeatureStore:
     layout = _own_layout(path, identity)
-    handle, shards = InUse(path), open_shards(path, layout)
+    shards = open_shards(path, layout)
     check_if_small(shards, tell)
-    return FeatureStore(path, layout.views, shards, in_use=handle)
+    return FeatureStore(path, layout.views, shards, in_use=in_use)
 
 
 def _lent(lenders: Lenders, path, tell) -> FeatureStore:

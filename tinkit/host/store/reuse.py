@@ -14,7 +14,7 @@ from tinkit.errors import TinkitError
 from tinkit.host.store.identity import HASH_BYTES, sha256_of_contents, without_list
 from tinkit.host.store.mapped import InUse, Shards, is_finished, open_shards
 from tinkit.host.store.reader import FeatureStore
-from tinkit.host.store.shards import CONTENTS, IDENTITY, read_identity
+from tinkit.host.store.shards import CONTENTS, paths_of, read_identity
 
 NOWHERE = -1
 
@@ -61,9 +61,8 @@ class Lenders:
 def lenders_of(root, identity: dict, contents_N32: np.ndarray, own: str) -> Lenders:
     """All finished stores below `root`, except `own`, that hold rows of these pictures; those with most come first."""
     found = []
-    for name in sorted(os.listdir(root)) if os.path.isdir(root) else []:
-        path = os.path.join(root, name)
-        if os.path.abspath(path) != os.path.abspath(own) and os.path.exists(os.path.join(path, IDENTITY)):
+    for path in paths_of(root):
+        if os.path.abspath(path) != os.path.abspath(own):
             lender = _lender(path, identity, contents_N32)
             if lender is not None:
                 found.append(lender)

@@ -17,6 +17,7 @@ from tinkit import files
 from tinkit.errors import TinkitError
 
 IDENTITY, CONTENTS, USED = "identity.json", "contents.bin", "used"
+REMOVED = ".removed"  # at the end of a folder's name: no store any more
 SHARD_BYTES = 1 << 30
 SHARD_ROWS = 65_536
 
@@ -137,6 +138,13 @@ class Journal:
     sizes: list[int]
     finished: bool
     damaged: bool
+
+
+def paths_of(root) -> list[str]:
+    """The folders below `root` that hold a store, in the order of their names."""
+    names = sorted(os.listdir(root)) if os.path.isdir(root) else []
+    paths = [os.path.join(root, name) for name in names if not name.endswith(REMOVED)]
+    return [path for path in paths if os.path.exists(os.path.join(path, IDENTITY))]
 
 
 def file_of(folder, shard: int, array: str) -> str:
