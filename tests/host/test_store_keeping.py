@@ -281,3 +281,42 @@ def test_an_unfinished_store_of_other_pictures_is_refused(tmp_path):
     os.unlink(journal_of(second.path, 0))
     with pytest.raises(TinkitError, match="not finished"):
         merge([first.path, second.path], tmp_path / "joined")
+
+
+def test_a_run_s_store_of_all_pictures_keeps_its_rows(tmp_path, monkeypatch):
+    """The run cut it into other shards than merge would."""
+    from tinkit.host.store import shards
+
+    first, second = build(tmp_path / "a", 20), build(tmp_path / "b", 20, first=20)
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "SHARD_ROWS", 16)
+        own = build(tmp_path / "joined", 40)
+    rows = rows_of(own)
+    assert merge([first.path, second.path], tmp_path / "joined").path == own.path
+    teacher = Arithmetic()
+    for name, again in rows_of(build(tmp_path / "joined", 40, teacher=teacher)).items():
+        np.testing.assert_array_equal(again, rows[name])
+    assert teacher.seen == 0
+
+
+def test_parts_are_joined_in_the_folder_of_one_of_them(tmp_path):
+    store = build(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    os.unlink(journal_of(store.path, 0))
+    merged = merge([store.path, str(tmp_path / "b" / os.path.basename(store.path))], tmp_path / "a")
+    assert (merged.path, merged.finished) == (store.path, True)
+
+
+def test_a_joined_store_tells_what_int8_cost(tmp_path):
+    parts = [build(tmp_path / str(first), first=first, dtype="int8") for first in (0, 20)]
+    merged = merge([part.path for part in parts], tmp_path / "joined")
+    found = build(tmp_path / "joined", 40, dtype="int8")
+    assert found.path == merged.path
+    assert found.loss["local"] == parts[0].loss["local"] + parts[1].loss["local"]
+
+
+def test_verifying_is_no_use(tmp_path):
+    path = build(tmp_path).path
+    unused_since(path, 1_000_000)
+    verify_stores(tmp_path)
+    assert look_at(path).used == 1_000_000

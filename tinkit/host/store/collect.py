@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 
 from tinkit.errors import from_os_error
 from tinkit.host.store.listing import DAMAGED, FINISHED, OLDER, Listed, list_stores
-from tinkit.host.store.shards import REMOVED, USED
+from tinkit.host.store.shards import IDENTITY, REMOVED, USED
 
 DAY_S = 86_400.0
 OWN = re.compile(
@@ -97,11 +97,12 @@ def _nobody_else(path) -> Iterator[bool]:
 
 
 def _only_ours(path) -> bool:
-    """Whether a store's files, of this version or of an older one, are all there is; and the folder is no link."""
+    """Whether all there is are a store's files, of this version or of an older one, and more than an identity."""
     try:
-        return not os.path.islink(path) and all(OWN.fullmatch(name) for name in os.listdir(path))
+        names = os.listdir(path)
     except OSError:
         return False
+    return not os.path.islink(path) and names != [IDENTITY] and all(OWN.fullmatch(name) for name in names)
 
 
 def _remove(path) -> None:
