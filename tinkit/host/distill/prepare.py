@@ -105,7 +105,7 @@ def prepare(
         store = stores.open(all_views, teacher_parts)
         usable_N = usable_numbers(found, store.bad, settings)
         found = found.without(_named(found.train, store))
-    source: FeatureSource = Live(teacher, teacher_parts) if store is None else Cached(store)
+    source: FeatureSource = Live(teacher, teacher_parts, settings.teacher_batch) if store is None else Cached(store)
     sample = Sample(teacher, views, store, settings, stop, among=usable_N)
     method.fit(sample)
     labels_N = None if labels is None else labels.of(found.train)

@@ -138,7 +138,8 @@ def join(devices: int, nodes: int, meeting: str | None = None, rank: int = 0) ->
     if meeting is not None:
         _meet(meeting, rank, devices, on_gpu)
     # Methods may leave parameters of the student unused; buffers are equal without being sent round at every step.
-    strategy = DDPStrategy(timeout=STEP_TIMEOUT, find_unused_parameters=True, **{_BUFFERS: False})
+    options: dict[str, Any] = {"find_unused_parameters": True, _BUFFERS: False}
+    strategy = DDPStrategy(timeout=STEP_TIMEOUT, **options)
     accelerator = "cuda" if on_gpu else "cpu"
     fabric = Fabric(
         accelerator=accelerator, strategy=strategy, devices=devices, num_nodes=nodes, precision=_precision()

@@ -17,7 +17,8 @@ class FeatureSource(Protocol):
     teacher is live.
     """
 
-    reads: bool
+    @property
+    def reads(self) -> bool: ...
 
     def lookup(self, pixels: list[torch.Tensor], index_B, number_B) -> Features: ...
 
