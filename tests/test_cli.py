@@ -297,3 +297,15 @@ def test_a_target_runtime_that_is_required_and_missing_ends_with_4(tinkit, tmp_p
     assert "drop --require-target-runtime" in error
     assert "report" not in out
     assert not list(tmp_path.glob("report-*"))
+
+
+def test_a_pattern_that_the_shell_expanded_is_explained(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli_module.main(["distill", "a-0.tar", "a-1.tar"])
+    assert ended.value.code == 2
+    assert "A pattern of files needs quotes" in capsys.readouterr().err
+
+
+def test_the_package_is_the_command_line():
+    done = subprocess.run([sys.executable, "-m", "tinkit", "--version"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

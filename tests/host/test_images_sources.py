@@ -216,7 +216,8 @@ def test_what_is_no_source_is_said(tmp_path):
         ("a.jpg", "this is a file"),
         ("gone", "missing"),
         ("gone.tar", "missing"),
-        ("*.tar", "missing"),
+        ("*.tar", "No file fits the pattern"),
+        ("{0..1}.tar", "A file of the pattern is missing"),
     ):
         with pytest.raises(TinkitError, match=words):
             require_images(tmp_path / name)
@@ -235,3 +236,11 @@ def test_what_is_no_source_is_said(tmp_path):
     (tmp_path / "zipped" / "a.tar.gz").touch()
     with pytest.raises(TinkitError, match="compressed tar"):
         list_pictures(tmp_path / "zipped")
+
+
+def test_a_list_of_which_nothing_is_there_says_what_was_first(tmp_path):
+    (tmp_path / "list.txt").write_text("gone1.jpg\ngone2.jpg\n")
+    with pytest.raises(TinkitError, match=r"There is no usable picture\.\n") as told:
+        scan(tmp_path / "list.txt", workers=0)
+    assert told.value.seen.startswith("2 unreadable")
+    assert told.value.seen.endswith("gone1.jpg: no such file or directory")

@@ -31,8 +31,8 @@ def test_a_csv_may_have_a_header_empty_labels_absolute_paths_and_strangers(tmp_p
     (file := tmp_path / "labels.csv").write_text("path,label\na/1.jpg,dog\n/p/4.jpg, cat\na/2.jpg,\ngone.jpg,dog\n\n")
     labels = read_labels(str(file), PICTURES, "/p")
     assert labels.of(PICTURES).tolist() == [1, -1, -1, 0]
-    assert labels.unknown == 2
-    assert "2 lines name no usable picture" in labels.in_words()
+    assert labels.unknown == 1
+    assert "1 line names no usable picture" in labels.in_words()
 
 
 @pytest.mark.parametrize(

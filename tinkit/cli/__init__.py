@@ -48,6 +48,8 @@ def main(arguments=None):
         code = cli.main(arguments, prog_name="tinkit", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else errors.EXIT_OK)
     except click.ClickException as error:
+        if "unexpected extra argument" in error.message:  # most often a shell has put the files in a pattern's place
+            error.message += "\nA pattern of files needs quotes: 'data-*.tar'"
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):

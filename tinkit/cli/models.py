@@ -52,8 +52,14 @@ from tinkit.cli.group import cli, end, only_given, option, say, with_file
 @option(
     "--decoded-cache-gb", type=float, help="decoded pictures kept for the run, 0 = none  [a quarter of what is free]"
 )
-@option("--decoder", type=click.Choice(["pillow", "torchvision"]), help="torchvision decodes on a GPU  [pillow]")
-@option("--scan", type=click.Choice(["auto", "full", "quick"]), help="try every picture first  [auto: below 100,000]")
+@option(
+    "--decoder", type=click.Choice(["pillow", "torchvision"]), help="of JPEGs; torchvision gives other pixels  [pillow]"
+)
+@option(
+    "--scan",
+    type=click.Choice(["auto", "full", "quick"]),
+    help="full: try every picture first; auto: up to 100,000  [auto]",
+)
 @option("--workers", type=int, help="loader processes  [one for two cores, at most 8]")
 @option("--devices", type=int, help="processes of this machine, one for each GPU  [1]")
 @option("--num-nodes", type=int, help="machines, started by torchrun or SLURM  [1]")
@@ -63,7 +69,9 @@ from tinkit.cli.group import cli, end, only_given, option, say, with_file
 )
 @option("--teacher-batch", type=int, help="pictures at once through a live teacher  [the batch]")
 @option(
-    "--compile", type=click.Choice(["auto", "off", "on", "cuda-graphs"]), help="torch.compile the student  [auto: off]"
+    "--compile",
+    type=click.Choice(["auto", "off", "on", "cuda-graphs"]),
+    help="torch.compile the student; auto is off  [auto]",
 )
 @option("--checkpoint-minutes", type=float, help="what a power cut may cost  [10]")
 @option("--keep-checkpoints", type=int, help="[2]")
@@ -87,7 +95,7 @@ def distill(images, out, resume, dry_run, **given):
         out = out or settings.pop("out", None)
         settings = {name: value for name, value in settings.items() if name not in ("images", "out")}
     if dry_run:
-        for line in tinkit.estimate(images, **settings).in_words():
+        for line in tinkit.estimate(images, out, resume, **settings).in_words():
             click.echo(line)
         return
     result = tinkit.distill(images, out=out, resume=resume, **settings)

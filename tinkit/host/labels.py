@@ -47,7 +47,8 @@ class Labels:
     def in_words(self) -> str:
         """One line for the screen."""
         shown = ", ".join(self.classes[:8]) + (f" and {len(self.classes) - 8} more" if len(self.classes) > 8 else "")
-        lost = f"; {self.unknown} lines name no usable picture" if self.unknown else ""
+        lines = "1 line names" if self.unknown == 1 else f"{self.unknown} lines name"
+        lost = f"; {lines} no usable picture" if self.unknown else ""
         if self.dropped:
             lost += f"; no training picture of {', '.join(self.dropped)}: left out"
         return f"labels: {len(self.by_name)} pictures of {len(self.classes)} classes ({shown}){lost}"
@@ -86,13 +87,13 @@ def _from_folders(pictures):
 
 
 def _from_csv(path, pictures, root):
-    """({name: label}, lines that name no usable picture, a header among them); an empty label is none."""
+    """({name: label}, lines that name no usable picture); an empty label is none."""
     names, base = set(names_of(pictures)), base_of(root)
     found: dict[str, str] = {}
     unknown = []
     rows = csv_rows(path, "The file of labels")
-    path_at, label_at, _ = columns_of(rows[0][1] if rows else [])
-    for number, row in rows:
+    path_at, label_at, has_header = columns_of(rows[0][1] if rows else [])
+    for number, row in rows[has_header:]:
         if not _is_text(row[min(label_at, len(row) - 1)]):
             raise TinkitError("The file of labels cannot be read.", where=f"{path}, line {number}",
                               seen="a label that is no UTF-8", next_step="save it as UTF-8")  # fmt: skip

@@ -1,13 +1,12 @@
 """`tinkit distill --dry-run`: what a run will take, measured on a few pictures; nothing is written.
 
-The teacher sees a handful of the pictures and the student takes a few steps on made-up features of the right shapes; what
-these took is multiplied. Loader processes and machines that slow down when they are warm are not in it: an order of
-magnitude to decide by, labelled so.
+Teacher and student are timed on a handful of pictures (`timing`) and multiplied. What loader processes cost the others, what
+devices tell each other, machines that slow down when they are warm, and a store that has some of the rows already are not
+in it: an order of magnitude to decide by, labelled so. Rows and bytes are exact, but for files that turn out unreadable
+and for copies of a picture, which are held out together and known only by their bytes.
 """
 
 import shutil
-import statistics
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,25 +14,33 @@ import torch
 
 from tinkit.errors import TinkitError
 from tinkit.host.distill.networks import make_networks, make_pair, seeded
-from tinkit.host.distill.objective import Objective, wanted
+from tinkit.host.distill.objective import Objective, label_weight, wanted
+from tinkit.host.distill.pictures import Found, find_labels, refuse_too_few
 from tinkit.host.distill.prepare import store_root
-from tinkit.host.distill.schedule import make_optimizer
 from tinkit.host.distill.settings import Settings
-from tinkit.host.distill.state import Distiller
 from tinkit.host.distill.threads import threads_beside, worker_count
+from tinkit.host.distill.timing import see, time_step, time_teacher
 from tinkit.host.features import Features
-from tinkit.host.images import scan
+from tinkit.host.heads import check_head
+from tinkit.host.images import scan, split
+from tinkit.host.labels import require_labels
+from tinkit.host.progress import Progress
 from tinkit.host.store.size import bytes_per_row
-from tinkit.host.views import AllViews, Broken, ViewPolicy, normalise_on_device
-
-PICTURES, STEPS = 16, 3
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds and bytes of a run. store_bytes is 0 with a live teacher; decoded_bytes is of all pictures, unlimited."""
+    """Seconds and bytes of a run.
+
+    pictures: all; train: those to train on, the others are held out. views: stored of each; 0 with a live teacher.
+    teacher_s: the teacher's part of the run, before training or (online) in its steps. step_s: of a training step, with
+    the teacher's part where it is live. loading_s: what the loader processes need for a batch meanwhile; without them it
+    is in step_s. store_bytes: of rows, with those of the held-out pictures; free_bytes: of the disk they go to.
+    decoded_bytes: of all pictures as pixels.
+    """
 
     pictures: int
+    train: int
     views: int
     teacher_s: float
     store_bytes: int
@@ -41,151 +48,102 @@ class Estimate:
     free_bytes: int
     decoded_bytes: int
     step_s: float
+    loading_s: float
     steps: int
     online: bool
 
     @property
+    def training_s(self) -> float:
+        """Of all steps; the slower of network and loaders sets the pace."""
+        return self.steps * max(self.step_s, self.loading_s)
+
+    @property
     def seconds(self) -> float:
-        return self.teacher_s + self.step_s * self.steps
+        """Of the whole run."""
+        return self.training_s + (0 if self.online else self.teacher_s)
 
     def in_words(self) -> list[str]:
         """Lines for a person."""
+        waits = f", waiting for pictures: {_ms(self.loading_s)} a batch" if self.loading_s > self.step_s else ""
+        lines = [f"pictures {self.pictures}, {self.pictures - self.train} of them held out; listed, a few opened"]
+        if not self.online:
+            lines.append(f"teacher  {self.train} x {self.views} views, once: {_time(self.teacher_s)}")
+        lines.append(f"training {self.steps} steps of {_ms(self.step_s)}{waits}: {_time(self.training_s)}")
         if self.online:
-            teacher = f"the teacher at every step: {_time(self.teacher_s)} of it in all"
-        else:
-            teacher = f"the teacher on {self.pictures} x {self.views} views, once: {_time(self.teacher_s)}"
-        lines = [
-            f"pictures {self.pictures}, listed and not opened; some of them were, to measure",
-            teacher,
-            f"training, {self.steps} steps of {1e3 * self.step_s:.0f} ms: {_time(self.step_s * self.steps)}",
-            f"in all   about {_time(self.seconds)} on this machine as it is now",
-        ]
+            lines.append(f"teacher  at every step, {_time(self.teacher_s)} of these")
+        lines.append(f"in all   about {_time(self.seconds)}, if this machine stays as busy as it is now")
         if not self.online:
             room = "fits" if self.store_bytes < 0.95 * self.free_bytes else "DOES NOT FIT"
             lines.append(
                 f"disk     {_size(self.store_bytes)} in {self.store_root}, {_size(self.free_bytes)} are free: {room}"
             )
-        lines.append(f"decoded  {_size(self.decoded_bytes)} of pixels, if all of them were kept")
+        lines.append(f"memory   {_size(self.decoded_bytes)} of decoded pictures, if all of them are kept")
         return lines
 
 
-def estimate(images=None, out=None, **settings) -> Estimate:
+def estimate(images=None, out=None, resume=False, **settings) -> Estimate:
     """What `tinkit distill` with these settings will take on this machine. Raises TinkitError for what would stop it."""
+    if resume:
+        raise TinkitError(
+            "--dry-run is for a run that has not begun: a resumed one has its measured times in its log.",
+            next_step="leave --dry-run or --resume out",
+        )
     if images is None:
         raise TinkitError("No pictures given.", next_step="tinkit distill FOLDER --dry-run")
     settings.pop("quiet", None)
     chosen = Settings(images=str(images), **settings)
-    pictures = scan(chosen.images, mode="quick").usable
-    if len(pictures) < chosen.batch_size:
-        raise TinkitError(
-            "There are fewer pictures than a batch holds.",
-            where=chosen.images,
-            seen=f"{len(pictures)} pictures, --batch-size {chosen.batch_size}",
-            next_step="more pictures, or a smaller --batch-size",
-        )
     terms = chosen.terms()
     needed = wanted(terms, chosen.local, chosen.logits, chosen.labels is not None)
-    with threads_beside(worker_count(chosen)):
-        student, teacher, parts = make_networks(chosen, terms, needed, "cuda" if torch.cuda.is_available() else "cpu")
-        seen = _see(pictures, teacher, student, chosen)
-        features, teacher_s = _teacher_pass(teacher, seen, parts)
-        pair = make_pair(teacher, student, parts, None, needed, len(pictures), chosen)
-        with seeded(chosen.seed):
-            method = Objective(terms, pair, 0.0)
-        step_s = _step(student, method, features, chosen)
-    passes = len(pictures) * (chosen.epochs if chosen.online else chosen.views)
+    if chosen.labels is not None:
+        require_labels(chosen.labels)
+    pictures = scan(chosen.images, mode="quick")
+    found = Found(pictures, *split(pictures.usable, chosen.seed))
+    train, held_out = found.train, found.held_out
+    refuse_too_few(len(train), len(held_out), pictures.root, chosen)
+    labels = find_labels(chosen, found, Progress(quiet=True))
+    with seeded(chosen.seed), threads_beside(worker_count(chosen), chosen.devices):
+        student, teacher, parts = make_networks(chosen, terms, needed)
+        label_share = 0.0 if labels is None else label_weight(terms, chosen.label_weight)
+        has_head = "logits" in needed or label_share > 0
+        check_head(terms, has_head, chosen.keep_head)
+        classes = len(labels.classes) if labels else teacher.classes
+        if has_head:
+            student.set_head(torch.nn.Linear(student.dim, classes))
+        method = Objective(terms, make_pair(teacher, student, parts, labels, needed, len(train), chosen), label_share)
+        seen = see(train, teacher, student, chosen)
+        features, teacher_s = time_teacher(teacher, seen.pixels_BCHW, parts)
+        stored_row = bytes_per_row(features, chosen.store_dtype, chosen.store_grid)
+        held_row = bytes_per_row(Features(features.global_BD), chosen.store_dtype)
+        if labels is not None and "logits" in needed:
+            features.logits_BC = features.global_BD.new_zeros(len(features.global_BD), classes)
+        step_s = time_step(student, method, features, labels, chosen)
+    steps = chosen.epochs * (len(train) // chosen.batch_size)
+    share = chosen.batch_size // chosen.processes  # of a batch, for each device
+    step_s += share * teacher_s if chosen.online else 0
+    loading_s = share * seen.view_s
+    workers = worker_count(chosen)
     root = store_root(chosen, out)
+    if chosen.online:
+        views, store_bytes, all_teacher_s = 0, 0, steps * share * teacher_s
+    else:
+        views, store_bytes = chosen.views, len(train) * chosen.views * stored_row + len(held_out) * held_row
+        making_s, beside = views * teacher_s, seen.all_views_s
+        making_s = max(making_s, beside / workers) if workers else making_s + beside
+        all_teacher_s = len(train) * making_s / chosen.processes
     return Estimate(
-        pictures=len(pictures),
-        views=chosen.views,
-        teacher_s=passes * (teacher_s + seen.decode_s),
-        store_bytes=0 if chosen.online else passes * bytes_per_row(features, chosen.store_dtype, chosen.store_grid),
+        pictures=len(pictures.usable),
+        train=len(train),
+        views=views,
+        teacher_s=all_teacher_s,
+        store_bytes=store_bytes,
         store_root=root,
         free_bytes=shutil.disk_usage(_existing(root)).free,
-        decoded_bytes=round(seen.pixel_bytes * len(pictures)),
-        step_s=step_s,
-        steps=chosen.epochs * (len(pictures) // chosen.batch_size),
+        decoded_bytes=round(seen.pixel_bytes * len(pictures.usable)),
+        step_s=step_s if workers else step_s + loading_s,
+        loading_s=loading_s / workers if workers else 0.0,
+        steps=steps,
         online=chosen.online,
     )
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """A few pictures at the teacher's size, seconds to decode one, and the bytes of one as decoded pixels."""
-
-    pixels_BCHW: torch.Tensor
-    decode_s: float
-    pixel_bytes: float
-
-
-def _see(pictures, teacher, student, settings: Settings) -> _Seen:
-    from tinkit.device.pictures import Unreadable, decode
-
-    policy = ViewPolicy(scale_min=settings.scale_min, seed=settings.seed)
-    step = max(1, len(pictures) // PICTURES)
-    views = AllViews(pictures, policy, [teacher.preprocessing], student.spec.preprocessing.crop_pct, numbers=[0])
-    pixels, sizes = [], []
-    began = time.monotonic()
-    for index in range(0, len(pictures), step):
-        found = views[index]
-        if not isinstance(found, Broken):
-            pixels.append(found)
-    seconds = (time.monotonic() - began) / max(len(pixels), 1)
-    for index in range(0, len(pictures), step):
-        try:
-            image = decode(pictures[index].read())
-        except (Unreadable, OSError):
-            continue
-        sizes.append(3 * image.width * image.height)
-    if not pixels:
-        raise TinkitError("None of the pictures that were tried can be read.", where=settings.images)
-    return _Seen(torch.cat(pixels), seconds, statistics.mean(sizes))
-
-
-def _teacher_pass(teacher, seen: _Seen, parts) -> tuple[Features, float]:
-    """Features of the pictures seen, and seconds a picture: the better of two passes."""
-    times = []
-    for _ in range(2):
-        began = time.monotonic()
-        features = teacher.features(seen.pixels_BCHW, parts)
-        _wait(features.global_BD)
-        times.append((time.monotonic() - began) / len(seen.pixels_BCHW))
-    return features, min(times)
-
-
-def _step(student, method: Objective, features: Features, settings: Settings) -> float:
-    """Seconds of a training step of the whole batch on blank pictures: the best of a few after the first."""
-    device = features.global_BD.device
-    size, batch = student.spec.size, settings.batch_size
-    distiller = Distiller(student, method, settings.seed).to(device).to(memory_format=torch.channels_last).train()
-    rows = torch.arange(batch) % len(features.global_BD)
-    teacher = _take(features, rows)
-    method.fit(lambda: iter([_take(features, rows[: min(batch, 16)])] * 4))
-    optimizer = make_optimizer(distiller, settings)
-    pixels = torch.zeros(batch, 3, size, size, dtype=torch.uint8, device=device)
-    labels_B = None if settings.labels is None else torch.zeros(batch, dtype=torch.int64, device=device)
-    times = []
-    for number in range(STEPS + 1):
-        began = time.monotonic()
-        images = normalise_on_device(pixels, student.spec.preprocessing)
-        loss = distiller(images, teacher, torch.arange(batch, device=device), number, 0, labels_B)["loss"]
-        loss.backward()
-        optimizer.zero_grad()  # no step: the weights do not matter, and blank pictures would spoil the statistics
-        _wait(loss)
-        times.append(time.monotonic() - began)
-    return min(times[1:])
-
-
-def _take(features: Features, rows) -> Features:
-    local_BLD = None if features.local_BLD is None else features.local_BLD[rows]
-    logits_BC = None if features.logits_BC is None else features.logits_BC[rows]
-    taps = {name: tap[rows] for name, tap in features.taps.items()}
-    return Features(features.global_BD[rows], local_BLD, features.grid, logits_BC, taps)
-
-
-def _wait(tensor: torch.Tensor) -> None:
-    """Until the device has really computed it."""
-    float(tensor.detach().flatten()[0])
 
 
 def _existing(path) -> Path:
@@ -196,11 +154,15 @@ def _existing(path) -> Path:
     return found
 
 
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.0f} ms"
+
+
 def _time(seconds: float) -> str:
     if seconds < 120:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _size(count: float) -> str:
-    return f"{count / 1e6:.0f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"
+    return f"{count / 1e6:.1f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"

@@ -78,18 +78,18 @@ def find_pictures(settings: Settings, out, cache: DecodedCache | None, progress:
         f"{len(pictures.usable)} pictures ({len(held_out)} held out), "
         f"{len(pictures.skipped)} unreadable, {pictures.others} other files"
     )
-    _refuse_too_few(len(train), len(held_out), pictures.root, settings)
+    refuse_too_few(len(train), len(held_out), pictures.root, settings)
     return Found(pictures, train, held_out)
 
 
 def usable_numbers(found: Found, bad: np.ndarray, settings: Settings) -> np.ndarray:
     """Numbers of the training pictures that are not put aside. TinkitError when too few are left."""
     numbers_N = np.setdiff1d(np.arange(len(found.train)), bad)
-    _refuse_too_few(len(numbers_N), len(found.held_out), found.pictures.root, settings)
+    refuse_too_few(len(numbers_N), len(found.held_out), found.pictures.root, settings)
     return numbers_N
 
 
-def _refuse_too_few(train: int, held_out: int, root, settings: Settings) -> None:
+def refuse_too_few(train: int, held_out: int, root, settings: Settings) -> None:
     if held_out < 2 or train < settings.batch_size:
         raise TinkitError(
             "There are too few pictures: fewer to train on than a batch holds, or fewer than two to hold out.",

@@ -18,7 +18,7 @@ from tinkit.host.images.catalogue import ADDRESS_BYTES, Catalogue, Pictures
 from tinkit.host.images.picture import Picture
 from tinkit.host.images.quick import ADDRESS, quick_addresses, refusal
 from tinkit.host.images.reading import LIMIT_S, patiently
-from tinkit.host.images.sources import Listing, list_pictures
+from tinkit.host.images.sources import KINDS, Listing, list_pictures
 
 MIN_SIDE = 8  # pixels; below it there is nothing to see
 MODES = ("full", "quick", "auto")
@@ -80,11 +80,14 @@ class _Verdicts:
             raise _unreadable(*listing.lost[0])
         skipped = [*listing.lost, *((candidates.name(n), self.reasons[n]) for n in sorted(self.reasons))]
         if not self.usable_N.any():
+            first = f": {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
             raise TinkitError(
-                "There is no usable picture in the folder.",
+                "There is no usable picture in the folder."
+                if os.path.isdir(listing.source)
+                else "There is no usable picture.",
                 where=listing.source,
-                seen=f"{len(skipped)} unreadable, {listing.others} files that are no pictures",
-                next_step="give a folder with JPEG, PNG or other pictures, in any depth",
+                seen=f"{len(skipped)} unreadable, {listing.others} files that are no pictures{first}",
+                next_step="give " + KINDS,
             )
         usable = candidates.with_contents(contents_N32).take(self.usable_N)
         return Pictures(listing.source, usable, tuple(skipped), listing.others, address)

@@ -9,6 +9,7 @@ from tinkit.host.images import tables
 from tinkit.host.images.folder import COMPRESSED, TAR_ENDING
 
 MAGIC = re.compile(r"[*?\[\]{}]")
+WILD_CARD = re.compile(r"[*?\[]")
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 MOST_FILES = 1_000_000  # of a pattern
 
@@ -17,10 +18,10 @@ def shards_of(pattern) -> list[str]:
     """The files of a pattern: {000..099} and {a,b} name files that must be there, * ? [ ] those that are."""
     found: list[str] = []
     for one in _expanded(pattern):
-        there = sorted(glob.glob(one)) if re.search(r"[*?\[]", one) else [one] if os.path.isfile(one) else []
+        there = sorted(glob.glob(one)) if WILD_CARD.search(one) else [one] if os.path.isfile(one) else []
         if not there:
-            raise TinkitError("A file of the pattern is missing.", where=one, seen=f"in {pattern}",
-                              next_step="name the files that there are")  # fmt: skip
+            raise TinkitError("No file fits the pattern." if WILD_CARD.search(one) else "A file of the pattern is missing.",
+                              where=one, seen=f"in {pattern}", next_step="name the files that there are")  # fmt: skip
         found += there
     found = list(dict.fromkeys(found))
     strange = [path for path in found if ending_of(path) != TAR_ENDING and ending_of(path) not in tables.ENDINGS]
