@@ -221,3 +221,17 @@ def test_a_limit_makes_room_by_what_was_used_longest_ago(root):
     third = open_or_build(root, Arithmetic("c"), MadeViews(Listing(20)), limit_bytes=int(2.9 * size), say=said.append)
     assert [os.path.exists(path) for path in (first, second, third.path)] == [False, True, True]
     assert any(first in line or os.path.basename(first) in line for line in said)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_one_number_that_is_not_finite_is_found_wherever_it_is(dtype, value):
+    from tinkit.host.store.build import _refuse_infinite
+
+    rows = torch.randn(3, 37, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    _refuse_infinite("local", rows)
+    for place in range(0, rows.numel(), 7):
+        odd = rows.clone()
+        odd.view(-1)[place] = value
+        with pytest.raises(TinkitError, match="do not fit"):
+            _refuse_infinite("local", odd)
