@@ -51,14 +51,14 @@ MEASURES = {
 
 
 def lay_out(data, work):
-    """work/all: the 9,991 PACS pictures; work/some and work/few: 1,200 and 104 of them, drawn by content hash."""
+    """work/all: the 9,991 PACS pictures; work/some and work/few: 640 and 48 of them, drawn by content hash."""
     done = os.path.join(work, "laid-out")
     if os.path.exists(done):
         return
     for style in STYLES:
         for number, (name, content) in enumerate(ranked(os.path.join(data, f"pacs-{style}.tar"))):
             plain = f"{style}-{name.replace(os.sep, '-')}"
-            for folder, most in (("all", 10_000), ("some", 300), ("few", 26)):
+            for folder, most in (("all", 10_000), ("some", 160), ("few", 12)):
                 if number < most:
                     write(os.path.join(work, folder, plain), content)
     files.write_text(done, "")

@@ -109,7 +109,7 @@ def export(work, student):
 def scaling(work, student):
     """Images/s of one process on one core and of two on two, one thread and no loader process each; the same batch."""
     found = {"1": [], "2": []}
-    for number in range(4):
+    for number in range(3):
         for devices in found:
             rate = _trained_on(work, student, devices)
             if number:

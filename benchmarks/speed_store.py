@@ -14,10 +14,10 @@ def store(work, teacher):
     from tinkit.host.teacher import load_teacher
 
     name, size = teacher.split()
-    count, folder = (10_000, "all") if int(size) < 128 else (400, "some")
+    count, folder = (10_000, "all") if int(size) < 128 else (300, "some")
     pictures = scan(os.path.join(work, folder)).usable[:count]
     teacher = load_teacher(name, size=int(size)).to(device())
-    rounds = 3 if count > 1000 else 5
+    rounds = 3
     part = pictures[: min(len(pictures), 2000)]
     rates = in_turns({"bare": lambda: _bare_teacher(part, teacher), "written": lambda: _written(work, part, teacher)[0]},
                      rounds)  # fmt: skip

@@ -3,13 +3,13 @@
 import os
 
 
-def in_turns(measures, rounds, *arguments):
-    """name -> the rates of all rounds; one round of each before that does not count."""
+def in_turns(measures, rounds, *arguments, discard=1):
+    """name -> the rates of all rounds, after `discard` rounds that do not count."""
     found = {name: [] for name in measures}
-    for number in range(rounds + 1):
+    for number in range(discard + rounds):
         for name, measure in measures.items():
             rate = measure(*arguments)
-            if number:
+            if number >= discard:
                 found[name].append(rate)
     return found
 
