@@ -120,10 +120,11 @@ def test_opening_and_removing_at_once_never_fails_and_never_lies(root, monkeypat
             list_stores(root)
 
     def opener(_):
-        for number in range(200):
+        for number in range(60):
             if number >= 15 and len(removals) >= 3:
                 break  # as often as luck lets the remover in between
             assert bytes_of(build(root)) == whole
+            ended.wait(0.002 * (number % 3))
 
     with ThreadPoolExecutor(4) as threads:
         removing = threads.submit(remover)
