@@ -8,7 +8,7 @@ go wrong says where, and leaves the last good checkpoint; --resume goes on from 
 import contextlib
 import os
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import datetime, timezone
 
 import torch
@@ -18,18 +18,18 @@ from tinkit import files, workspace
 from tinkit.errors import Interrupted, TinkitError
 from tinkit.host import run
 from tinkit.host.distill import checkpoint, launch
+from tinkit.host.distill.asked import as_started, chosen_settings, refuse_other_nodes, refuse_other_runs
 from tinkit.host.distill.finish import finish
 from tinkit.host.distill.pictures import decoded_cache
 from tinkit.host.distill.prepare import prepare, seeded
 from tinkit.host.distill.ranks import Ranks, alone, is_loss, join, started_by_others
 from tinkit.host.distill.records import refuse_others, train_with_records
 from tinkit.host.distill.schedule import make_optimizer
-from tinkit.host.distill.settings import MAY_CHANGE, Settings
+from tinkit.host.distill.settings import Settings
 from tinkit.host.distill.state import Distiller, State
 from tinkit.host.distill.sync_batchnorm import restore, synchronise
 from tinkit.host.distill.threads import threads_beside, worker_count
 from tinkit.host.interruption import StopSignal
-from tinkit.host.labels import FOLDERS
 from tinkit.host.progress import Progress
 from tinkit.results import DistillResult
 
@@ -39,16 +39,17 @@ def distill(images=None, out=None, resume=False, quiet=False, **settings) -> Dis
 
     `settings` are the fields of `tinkit.host.distill.settings.Settings`. `out` names the run's folder (default
     runs/STUDENT-TIME). With `resume` the settings of the folder's record are used; others given must agree with them,
-    but for those of `MAY_CHANGE`. With several devices each has a process: started here, unless torchrun or SLURM did.
+    but for those of `settings.MAY_CHANGE`. With several devices each has a process: started here, unless torchrun or
+    SLURM did.
     Raises TinkitError for what a user can mend, Interrupted after Ctrl-C (saved, --resume continues).
     """
     place = started_by_others()
     if place is not None:
         return _distill_as_one_of(place, images, out, resume, quiet, settings)
-    chosen, out = _settings(images, out, resume, settings)
-    _refuse_other_nodes(chosen)
+    chosen, out = chosen_settings(images, out, resume, settings)
+    refuse_other_nodes(chosen)
     with files.folder_lock(out, "the run's folder"), _interruptible(out):
-        _refuse_finished(out, resume)
+        refuse_other_runs(out, resume)
         if chosen.processes > 1:
             job = {"settings": chosen.to_json(), "out": out, "resume": resume, "quiet": quiet}
             return launch.start(chosen.processes, job, out)
@@ -64,26 +65,18 @@ def run_rank(rank: int, count: int, meeting: str, settings: dict, out, resume, q
 
 def _distill_as_one_of(place: tuple[int, int], images, out, resume, quiet, given) -> DistillResult:
     """In a process that torchrun or SLURM has started beside others; all return the same result."""
-    devices, nodes = place
-    asked = (given.get("devices") or devices) * (given.get("num_nodes") or nodes)
-    if asked != devices * nodes:
-        raise TinkitError(
-            "torchrun or SLURM has started another number of processes.",
-            seen=f"{devices * nodes} processes, asked for {asked} devices",
-            next_step="leave --devices and --num-nodes out: they follow",
-        )
-    given = {**given, "devices": devices, "num_nodes": nodes}
-    with join(devices, nodes) as ranks:
+    given = as_started(place, given)
+    with join(*place) as ranks, _told_of_a_loss(out):
 
         def choose():
-            chosen, folder = _settings(images, out, resume, given)
+            chosen, folder = chosen_settings(images, out, resume, given)
             return chosen.to_json(), folder
 
         found, folder = ranks.share(choose)
         lock = files.folder_lock(folder, "the run's folder") if ranks.first else contextlib.nullcontext()
-        with lock, _interruptible(folder), _told_of_a_loss(folder):
+        with lock, _interruptible(folder):
             if ranks.first:
-                _refuse_finished(folder, resume)
+                refuse_other_runs(folder, resume)
             return _run(Settings.from_json(found), folder, resume, quiet, ranks)
 
 
@@ -167,21 +160,6 @@ def _across(distiller: Distiller, settings: Settings, progress: Progress, ranks:
         )
 
 
-def _refuse_other_nodes(settings: Settings) -> None:
-    if settings.num_nodes > 1:
-        raise TinkitError(
-            "Several nodes are started by torchrun or SLURM.",
-            seen=f"--num-nodes {settings.num_nodes} in a process that neither has started",
-            next_step="on every node: torchrun --nnodes N --nproc-per-node D --rdzv-endpoint HOST:PORT -m tinkit distill "
-            "...; or in a SLURM job: srun tinkit distill ...",
-        )
-
-
-def _refuse_finished(out, resume) -> None:
-    if resume and _status(out) == "finished":
-        raise TinkitError("The run is already finished: there is nothing to resume.", where=out)
-
-
 @contextlib.contextmanager
 def _interruptible(out):
     """InterruptedError, by which all loops end, as the Interrupted that tells how to go on."""
@@ -207,58 +185,6 @@ def _told_of_a_loss(out):
             seen=str(error).splitlines()[0][:200],
             next_step="see what torchrun or SLURM says of it, then the same command with --resume",
         ) from error
-
-
-def _settings(images, out, resume, given) -> tuple[Settings, str]:
-    """The settings and the run's folder; refuses to mix two runs in one folder."""
-    if not resume:
-        if images is None:
-            raise TinkitError("No pictures given.", next_step="tinkit distill FOLDER")
-        given = {name: _absolute(name, value) for name, value in given.items()}
-        settings = Settings(images=os.path.abspath(os.fspath(images)), **given)
-        out = os.fspath(out or os.path.join(workspace.RUNS, f"{settings.student}-{datetime.now():%Y%m%d-%H%M%S}"))
-        status = _status(out)
-        if status == "finished" or checkpoint.exists(out):
-            raise TinkitError(
-                "There is a run in this folder already.",
-                where=out,
-                seen=f"status {status!r}",
-                next_step=f"another --out, or tinkit distill --out {out} --resume"
-                if status == "running"
-                else "another --out",
-            )
-        return settings, out
-    if out is None:
-        raise TinkitError("--resume needs to know the run.", next_step="--out runs/NAME --resume")
-    out = os.fspath(out)
-    record = files.read_json(os.path.join(out, workspace.RUN_RECORD), "The run's record")
-    settings = Settings.from_json(record.get("settings", {}))
-    if images is not None:
-        given = dict(given, images=os.path.abspath(os.fspath(images)))
-    given = {name: _absolute(name, value) for name, value in given.items() if value is not None}
-    settings = replace(settings, **{name: value for name, value in given.items() if name in MAY_CHANGE})
-    for name, value in given.items():
-        recorded = getattr(settings, name)
-        if name not in MAY_CHANGE and value != recorded:
-            raise TinkitError(
-                "A resumed run keeps its settings.",
-                where=out,
-                seen=f"{name} {value!r}, recorded {recorded!r}",
-                next_step="leave it out, or start a new run",
-            )
-    return settings, out
-
-
-def _absolute(name, value):
-    """Paths are recorded whole: a run may be resumed from another folder."""
-    is_path = name in ("store", "teacher_weights", "student_weights") or (name == "teacher" and value.endswith(".onnx"))
-    is_path = is_path or (name == "labels" and value not in (None, FOLDERS))
-    return os.path.abspath(os.fspath(value)) if is_path and value is not None else value
-
-
-def _status(out):
-    path = os.path.join(out, workspace.RUN_RECORD)
-    return files.read_json(path, "The run's record").get("status") if os.path.exists(path) else None
 
 
 def _average(distiller, settings):
