@@ -17,8 +17,8 @@ from torchvision.transforms.v2 import functional
 
 from tinkit.device.pictures import Unreadable
 from tinkit.host.images import Picture
-from tinkit.host.jpeg import decoded_on_device, read_header
-from tinkit.host.views import EVALUATION, Broken, View, ViewPolicy, draw
+from tinkit.host.jpeg import UnreadableAt, decoded_on_device, read_header
+from tinkit.host.views import EVALUATION, AllViews, Broken, View, ViewPolicy, Views, draw
 from tinkit.pixels import centre_box
 
 
@@ -80,6 +80,53 @@ def collate_encoded(items):
             return item
     encoded, indices, numbers = zip(*items, strict=True)
     return list(encoded), torch.tensor(indices), torch.tensor(numbers)
+
+
+def decode_batch(batch, views: Views):
+    """A batch of `EncodedViews` as `Views` would give it, decoded on the views' device; `Broken` for a damaged picture."""
+    if isinstance(batch, Broken):
+        return batch
+    encoded, index_B, number_B = batch
+    sizes = [(p.size, p.interpolation) for p in views.sizes]
+    try:
+        pixels = views_at_sizes([one.data for one in encoded], [one.views for one in encoded], sizes, views.device)
+    except UnreadableAt as error:
+        return Broken(views.pictures[int(index_B[error.place])].path, str(error))
+    return pixels, index_B, number_B
+
+
+def decoded(loader, views: Views):
+    """The loader's batches, decoded here where its processes only read."""
+    return (decode_batch(batch, views) for batch in loader) if views.reads_only else loader
+
+
+def encoded_views(views: AllViews, numbers: Sequence[int]) -> list[Encoded | str]:
+    """The bytes and all views of the pictures with these numbers, for `decode_all`; a text says why one cannot be read."""
+    found: list[Encoded | str] = []
+    for number in numbers:
+        try:
+            found.append(Encoded.of(views.pictures[number], views.policy, views.crop_pct, views.numbers))
+        except (Unreadable, OSError) as error:
+            found.append(str(error))
+    return found
+
+
+def decode_all(found: Sequence[Encoded | str], views: AllViews) -> tuple[torch.Tensor, dict[int, str]]:
+    """(uint8 (B, K, 3, S, S) on the views' device, zeros for a picture without pixels; {its place in the batch: why})."""
+    bad = {place: one for place, one in enumerate(found) if isinstance(one, str)}
+    own = views.sizes[0]
+    shape = (len(found), len(views.numbers), 3, own.size, own.size)
+    pixels = torch.zeros(shape, dtype=torch.uint8, device=views.device)
+    while good := [(place, one) for place, one in enumerate(found) if isinstance(one, Encoded) and place not in bad]:
+        data, drawn = [one.data for _, one in good], [one.views for _, one in good]
+        try:
+            rows = views_on_device(data, drawn, own.size, own.interpolation, views.device)
+        except UnreadableAt as error:
+            bad[good[error.place][0]] = str(error)
+            continue
+        pixels[[place for place, _ in good]] = rows.unflatten(0, (len(good), -1))
+        break
+    return pixels, bad
 
 
 def views_on_device(

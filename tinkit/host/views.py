@@ -135,7 +135,8 @@ class Views(Dataset):
 
     pictures: a `Catalogue` is shared by worker processes, a list is copied by each in time. crop_pct is the evaluation
     view's: the student's own, for the teacher too, so that both see the same pixels. decoder: one of
-    DECODERS; only Pillow's pictures are cached.
+    DECODERS; only Pillow's pictures are cached. device: where torchvision decodes; on a GPU the loaders only read
+    (`reads_only`), and whoever takes their batches decodes them (tinkit.host.decoders.EncodedViews, encoded_views).
     """
 
     def __init__(
@@ -146,11 +147,17 @@ class Views(Dataset):
         crop_pct: float,
         cache: "DecodedCache | None" = None,
         decoder: str = "pillow",
+        device: torch.device | str = "cpu",
     ):
         if decoder not in DECODERS or (cache is not None and decoder != "pillow"):
             raise ValueError(f"decoder {decoder!r} {'with' if cache is not None else 'without'} a cache")
         self.pictures, self.policy, self.sizes, self.crop_pct = pictures, policy, sizes, crop_pct
-        self.cache, self.decoder = cache, decoder
+        self.cache, self.decoder, self.device = cache, decoder, torch.device(device)
+
+    @property
+    def reads_only(self) -> bool:
+        """Whether pictures are decoded where the networks are, and not in the loaders."""
+        return self.decoder != "pillow" and self.device.type != "cpu"
 
     def __len__(self):
         return len(self.pictures)

@@ -13,6 +13,7 @@ import torch
 from lightning_fabric import Fabric
 from torch.utils.data import DataLoader
 
+from tinkit.host.decoders import EncodedViews, collate_encoded, decoded
 from tinkit.host.distill.micro import Passes
 from tinkit.host.distill.plan import Plan
 from tinkit.host.distill.schedule import learning_rate, peak_learning_rate
@@ -46,10 +47,10 @@ def train(
     """
     workers = worker_count(settings)
     loader = DataLoader(
-        views,
+        EncodedViews(views.pictures, views.policy, views.crop_pct) if views.reads_only else views,
         batch_sampler=plan,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=collate_encoded if views.reads_only else collate,
         worker_init_fn=ignore_interrupt,
         pin_memory=fabric.device.type == "cuda",
         generator=torch.Generator(),
@@ -64,7 +65,7 @@ def train(
     while state.epoch < settings.epochs:
         plan.epoch, plan.first = state.epoch, state.batch
         wrapped.train()
-        for batch, teacher in ahead(loader, source):
+        for batch, teacher in ahead(decoded(loader, views), source):
             began = time.monotonic()
             pixels, index_B, number_B = refuse_broken(batch)
             inputs = (

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from tinkit.host.decoded import DecodedCache
 from tinkit.host.distill import heldout
@@ -30,12 +29,14 @@ from tinkit.host.distill.threads import worker_count
 from tinkit.host.features import Features
 from tinkit.host.heads import check_head, head_on_teacher
 from tinkit.host.images import Picture, Pictures, require_images
+from tinkit.host.jpeg import require
 from tinkit.host.labels import Labels, require_labels
 from tinkit.host.progress import Progress
-from tinkit.host.store import FeatureStore, ignore_interrupt, open_or_build
+from tinkit.host.store import FeatureStore, open_or_build
+from tinkit.host.store.pixels import readable
 from tinkit.host.student import Student
 from tinkit.host.teacher import Teacher, class_names
-from tinkit.host.views import EVALUATION, AllViews, ViewPolicy, Views, collate, refuse_broken
+from tinkit.host.views import EVALUATION, AllViews, ViewPolicy, Views
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def prepare(
         require_labels(settings.labels)
     terms = settings.terms()
     needed = wanted(terms, settings.local, settings.logits, settings.labels is not None)
+    require(settings.decoder, ranks.device)
     student, teacher, teacher_parts = make_networks(settings, terms, needed, ranks.device)
     found = find_pictures(settings, out, cache, progress, stop, ranks)
     labels = find_labels(settings, found, progress)
@@ -94,7 +96,7 @@ def prepare(
 
     stores = Stores(settings, out, teacher, found.quick, progress, stop, ranks)
     policy, crop_pct = ViewPolicy(scale_min=settings.scale_min, seed=settings.seed), student.spec.preprocessing.crop_pct
-    seeing: dict[str, Any] = {"cache": cache, "decoder": settings.decoder}
+    seeing: dict[str, Any] = {"cache": cache, "decoder": settings.decoder, "device": ranks.device}
     sizes = [student.spec.preprocessing] + ([teacher.preprocessing] if settings.online else [])
     views = Views(found.train, policy, sizes, crop_pct, **seeing)
     held_out, found = _held_out(found, policy, student.spec.preprocessing, seeing, stores)
@@ -196,14 +198,8 @@ def _held_out(found: Found, policy, images, seeing, stores: Stores) -> tuple[hel
     store = stores.open(views, parts=(), by_all=False)
     rows = np.setdiff1d(np.arange(len(found.held_out)), store.bad)
     found = found.without(_named(found.held_out, store))
-    loader = DataLoader(
-        AllViews(found.held_out, policy, [images], images.crop_pct, numbers=numbers, **seeing),
-        batch_size=64,
-        num_workers=worker_count(stores.settings),
-        collate_fn=collate,
-        worker_init_fn=ignore_interrupt,
-    )
-    pixels = torch.cat([refuse_broken(batch)[:, 0] for batch in loader])
+    small = AllViews(found.held_out, policy, [images], images.crop_pct, numbers=numbers, **seeing)
+    pixels = torch.cat([rows[:, 0].cpu() for rows in readable(small, worker_count(stores.settings), stores.stop)])
     return heldout.HeldOut([p.name for p in found.held_out], pixels, store.features(rows, 0 * rows)), found
 
 

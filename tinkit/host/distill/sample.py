@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from tinkit.host.distill.settings import Settings
 from tinkit.host.distill.threads import worker_count
 from tinkit.host.features import Features
-from tinkit.host.store import FeatureStore, ignore_interrupt
+from tinkit.host.store import FeatureStore
+from tinkit.host.store.pixels import readable
 from tinkit.host.teacher import Teacher
-from tinkit.host.views import AllViews, Views, collate, refuse_broken
+from tinkit.host.views import AllViews, Views
 
 
 class Sample:
@@ -52,19 +52,11 @@ class Sample:
             self.views.crop_pct,
             self.views.cache,
             self.views.decoder,
+            self.views.device,
             numbers=[0],
         )
-        loader = DataLoader(
-            views,
-            batch_size=64,
-            num_workers=worker_count(self.settings),
-            collate_fn=collate,
-            worker_init_fn=ignore_interrupt,
-        )
-        for batch in loader:
-            yield refuse_broken(batch)[:, 0]
-            if self.stop():
-                raise InterruptedError
+        for pixels in readable(views, worker_count(self.settings), self.stop):
+            yield pixels[:, 0]
 
     def _batches(self, parts):
         if self.store is None:

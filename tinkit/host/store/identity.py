@@ -42,7 +42,8 @@ def _arithmetic(views) -> dict[str, str]:
     from tinkit.host.decoders import identity
 
     colour = torchvision.__version__.split("+")[0]
-    return {"decoder": identity(getattr(views, "decoder", "pillow")), "colour": f"torchvision {colour}"}
+    decoder = identity(getattr(views, "decoder", "pillow"), getattr(views, "device", "cpu"))
+    return {"decoder": decoder, "colour": f"torchvision {colour}"}
 
 
 def without_list(identity: dict) -> dict:

@@ -7,12 +7,14 @@ tried again one picture at a time, and its pixels are zeros with the reason besi
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from tinkit.host.decoders import decode_all, encoded_views
 from tinkit.host.guard import Guarded, Lost
 from tinkit.host.images.reading import LIMIT_S
-from tinkit.host.views import AllViews, Broken
+from tinkit.host.views import AllViews, Broken, refuse_broken
 
 TIMEOUT_S = 60.0 + LIMIT_S  # a batch may also wait for its network share
 
@@ -50,25 +52,58 @@ class Render:
         return torch.zeros(pictures, len(self.views.numbers), 3, size, size, dtype=torch.uint8)
 
 
+@dataclass(frozen=True)
+class Read:
+    """Picture numbers -> their bytes and views (`decoders.encoded_views`), for pictures that are decoded on a GPU."""
+
+    views: AllViews
+
+    def __call__(self, numbers: list[int]) -> list:
+        return encoded_views(self.views, numbers)
+
+    def nothing(self, reason: str) -> list:
+        return [reason]
+
+
 def rendered(views: AllViews, batches: Iterable[list[int]], workers: int, stop=None) -> Iterator[Pixels]:
-    """The pixels of each batch of picture numbers, in order; `batches` is asked a few batches ahead."""
-    render, asked = Render(views), deque[list[int]]()
+    """The pixels of each batch of picture numbers, in order; `batches` is asked a few batches ahead.
+
+    On the views' device where pictures are decoded there.
+    """
+    found = _guarded(Read(views) if views.reads_only else Render(views), batches, workers, stop)
+    return (Pixels(*decode_all(one, views)) for one in found) if views.reads_only else found
+
+
+def readable(views: AllViews, workers: int, stop=None, size: int = 64) -> Iterator[torch.Tensor]:
+    """The pixels of all pictures, uint8 (B, K, 3, S, S). TinkitError for one that cannot be read, InterruptedError."""
+    batches = [list(range(start, min(start + size, len(views)))) for start in range(0, len(views), size)]
+    for numbers, found in zip(batches, rendered(views, batches, workers, stop)):
+        for place, reason in found.bad.items():
+            refuse_broken(Broken(views.pictures[numbers[place]].path, reason))
+        yield found.pixels
+
+
+def _guarded(work: Render | Read, batches: Iterable[list[int]], workers: int, stop) -> Iterator:
+    """What `work` makes of each batch; of a batch that was lost, of each picture alone."""
+    asked = deque[list[int]]()
 
     def noted():
         for numbers in batches:
             asked.append(numbers)
             yield numbers
 
-    with Guarded(render, workers, TIMEOUT_S) as guarded:
+    with Guarded(work, workers, TIMEOUT_S) as guarded:
         for found in guarded.map(noted(), stop=stop):
             numbers = asked.popleft()
-            yield _one_by_one(render, numbers) if isinstance(found, Lost) else found
+            yield _one_by_one(work, numbers) if isinstance(found, Lost) else found
 
 
-def _one_by_one(render: Render, numbers: list[int]) -> Pixels:
-    found: list[Pixels] = []
-    with Guarded(render, 1, TIMEOUT_S) as guarded:
+def _one_by_one(work: Render | Read, numbers: list[int]) -> Any:
+    found: list[Any] = []
+    with Guarded(work, 1, TIMEOUT_S) as guarded:
         for answer in guarded.map([number] for number in numbers):
-            found.append(render.nothing(answer.reason) if isinstance(answer, Lost) else answer)
+            found.append(work.nothing(answer.reason) if isinstance(answer, Lost) else answer)
+    if isinstance(work, Read):
+        return [one for (one,) in found]
     bad = {place: reason for place, one in enumerate(found) for reason in one.bad.values()}
     return Pixels(torch.cat([one.pixels for one in found]), bad)
