@@ -29,7 +29,7 @@ from tinkit.host.distill.settings import MAY_CHANGE, Settings
 from tinkit.host.run import load_run
 
 PATIENCE_S = 240
-LONG = {"epochs": 2000, "checkpoint_minutes": 0.0}  # more than a run gets to see before it is stopped
+LONG = {"epochs": 2000, "checkpoint_minutes": 0.0, "micro_batch": 2}  # more than a run gets to see before it is stopped
 SCRIPT = "import json, sys, tinkit; open(sys.argv[2], 'a').write('.'); tinkit.distill(**json.loads(sys.argv[1]))"
 CLI = """
 import json, sys
@@ -195,6 +195,10 @@ def test_one_that_finds_the_others_gone_after_ctrl_c_has_not_failed(tmp_path):
         ended(tmp_path, (0, {"kind": "interrupted", "at": 1.0}), (0, lost(2.0)), stopped=True)
     with pytest.raises(InterruptedError):
         ended(tmp_path, (1, None), (0, lost(2.0)), stopped=True)  # asked while it was still starting
+    with pytest.raises(InterruptedError):
+        ended(tmp_path, (0, lost(2.0)), (0, {"kind": "interrupted", "at": 1.0}))  # that one alone was asked
+    with pytest.raises(TinkitError, match="Process 0 of 2 failed"):
+        ended(tmp_path, (0, lost(1.0)), (0, {"kind": "interrupted", "at": 2.0}))
     with pytest.raises(TinkitError, match="a full disk"):
         ended(tmp_path, (0, error(1.0)), (0, lost(2.0)), stopped=True)
 

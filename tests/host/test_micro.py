@@ -2,6 +2,10 @@
 
 import contextlib
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +21,7 @@ from tinkit.host.distill.pair import Pair
 from tinkit.host.distill.settings import Settings
 from tinkit.host.distill.state import Distiller, State
 from tinkit.host.distill.step import take_step
+from tinkit.host.distill.sync_batchnorm import restore, synchronise
 from tinkit.host.features import Features
 from tinkit.host.student import build_student
 from tinkit.host.taps import side_of, tap_indices
@@ -275,3 +280,69 @@ def test_pieces_of_a_whole_are_the_plain_pass():
     passes = Passes(lambda *inputs: calls.append(1) or module(*inputs), state, Plain(), None)
     assert set(passes(*batch())) >= {"loss", "token"}
     assert calls == [1]
+
+
+WHOLE, PIECE = 8, 2
+SHARED = {"tintem": {"mapping": "learned", "center": True}, "rkd": {"gather": True}}
+
+
+def in_double(name):
+    torch.manual_seed(1)
+    return distiller(name, SHARED[name], Patches(norm=True)).double()
+
+
+def rows_in_double(rows):
+    """Some rows of a batch of eight, of which the second half has no label."""
+    images, teacher, index_B, step, epoch, _ = batch(count=WHOLE)
+    labels_B = torch.tensor([0, 1, -1, 2, -1, -1, -1, -1])
+    teacher = Features(teacher.global_BD[rows].double(), teacher.local_BLD[rows].double(), (3, 3))
+    return images[rows].double(), teacher, index_B[rows], step, epoch, labels_B[rows]
+
+
+def rank_main(rank, folder):
+    """One of two processes: its half of the batch in pieces, as under DDP, with batch norm over both."""
+    store = torch.distributed.FileStore(f"{folder}/store", 2)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    for name in SHARED:
+        module = in_double(name)
+        module.unused = nn.Parameter(torch.ones(2).double())
+        synchronise(module, Plain.device)
+        nn.parallel.DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
+        module.unused.grad = torch.ones(2).double() if rank else None  # as a term that one process alone had use for
+        parts = in_pieces(module, Plain(), PIECE, *rows_in_double(torch.arange(WHOLE).chunk(2)[rank]))
+        restore(module)
+        found = {"parts": parts, "gradients": gradients(module), "buffers": dict(module.named_buffers())}
+        torch.save(found, f"{folder}/{name}-{rank}.pt")
+    torch.distributed.destroy_process_group()
+    os._exit(0)  # gloo's own threads may outlive the group
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    code = "import sys; from test_micro import *; rank_main(int(sys.argv[1]), sys.argv[2])"
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", code, str(rank), str(folder)], cwd=Path(__file__).parent, stderr=-1)
+        for rank in (0, 1)
+    ]
+    errors = [rank.communicate(timeout=240)[1].decode()[-2000:] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], errors
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHARED)
+def test_pieces_of_two_processes_are_the_pieces_of_one(two_processes, name):
+    """Batch norm sees the pieces of both together, so that one process is given them side by side."""
+    module, side_by_side = in_double(name), torch.tensor([0, 1, 4, 5, 2, 3, 6, 7])
+    parts = in_pieces(module, Plain(), 2 * PIECE, *rows_in_double(side_by_side))
+    halves = [torch.load(two_processes / f"{name}-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    mean = sum(half["parts"]["loss"] for half in halves) / 2
+    torch.testing.assert_close(mean, parts["loss"], rtol=1e-9, atol=1e-12)
+    for half in halves:
+        assert half["gradients"].pop("unused").tolist() == [0.5, 0.5]
+        assert set(half["gradients"]) == set(gradients(module))
+        for parameter, gradient in gradients(module).items():
+            torch.testing.assert_close(half["gradients"][parameter], gradient, rtol=1e-8, atol=1e-11, msg=parameter)
+        for buffer, tensor in module.named_buffers():
+            torch.testing.assert_close(half["buffers"][buffer], tensor, rtol=1e-8, atol=1e-11, msg=buffer)

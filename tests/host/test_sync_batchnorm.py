@@ -23,7 +23,7 @@ from tinkit.host.student import build_student
 from tinkit.host.taps import side_of
 
 CPU = torch.device("cpu")
-WHOLE, STEPS = 8, 5
+WHOLE, STEPS = 8, 3
 
 
 class Small(nn.Module):
@@ -156,6 +156,7 @@ def alone():
     return state_of(train(distiller(), torch.arange(WHOLE), STEPS, torch.float64))
 
 
+@pytest.mark.slow
 def test_outputs_gradients_and_statistics_are_those_of_the_whole_batch(two_processes):
     module = small()
     whole = small_pass(module, torch.arange(WHOLE))
@@ -171,6 +172,7 @@ def test_outputs_gradients_and_statistics_are_those_of_the_whole_batch(two_proce
             torch.testing.assert_close(part["state"][name], tensor, msg=name)
 
 
+@pytest.mark.slow
 def test_several_steps_on_two_processes_give_the_weights_of_one(two_processes, alone):
     for rank in (0, 1):
         found = load(two_processes, f"whole-{rank}")
@@ -179,11 +181,13 @@ def test_several_steps_on_two_processes_give_the_weights_of_one(two_processes, a
             torch.testing.assert_close(found[name], tensor, rtol=1e-8, atol=1e-9, msg=name)
 
 
+@pytest.mark.slow
 def test_both_processes_hold_the_same_weights_to_the_bit(two_processes):
     first, second = (load(two_processes, f"single-{rank}") for rank in (0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_in_single_precision_the_statistics_are_those_of_one_process(two_processes, alone):
     """Weights may differ more: AdamW makes a whole step of a gradient that is nothing but rounding."""
     found = load(two_processes, "single-0")
@@ -191,6 +195,7 @@ def test_in_single_precision_the_statistics_are_those_of_one_process(two_process
         torch.testing.assert_close(found[name].double(), alone[name], rtol=2e-2, atol=1e-4, msg=name)
 
 
+@pytest.mark.slow
 def test_without_it_the_result_differs(two_processes, alone):
     found = load(two_processes, "own-0")
     assert max(float((found[name] - alone[name]).abs().max()) for name in alone if name.endswith("weight")) > 1e-3

@@ -111,12 +111,17 @@ def _watch(started: list[Process], stop: Callable[[], bool]) -> None:
 def _result(started: list[Process], stopped: bool, out) -> DistillResult:
     """The result of the first process, or the error of the one that failed first.
 
-    Where the run was asked to stop, whoever notices last finds the others gone, or was still starting: no failure.
+    Where the run or one process was asked to stop, whoever notices last finds the others gone, or was still starting:
+    no failure.
     """
     lost = [p for p in started if (p.handle.poll() or 0) < 0 and p.handle.returncode != -signal.SIGABRT]
     if lost:
         raise _killed(lost[0], len(started), out)
     outcomes = {process.rank: process.outcome() for process in started if process.handle.poll() is not None}
+    left = sorted(
+        (found["at"], found["kind"]) for found in outcomes.values() if found.get("kind") not in (None, "finished")
+    )
+    stopped = stopped or (bool(left) and left[0][1] == "interrupted")
     counted = ("error",) if stopped else ("error", "failed")
     errors = sorted((found["at"], rank) for rank, found in outcomes.items() if found.get("kind") in counted)
     if errors:

@@ -153,12 +153,16 @@ def in_pieces(distiller, fabric, size: int, images_BCHW, *rest) -> dict[str, tor
     statistics.restore(device)  # the first round took these pieces in already
     after.restore(device)
     if count() > 1:
-        _average([p.grad for p in distiller.parameters() if p.grad is not None])
+        _average([p for p in distiller.parameters() if p.requires_grad])
     return parts
 
 
-def _average(gradients) -> None:
-    """What DDP does behind its own backward pass."""
-    for gradient in gradients:
-        processes.all_reduce(gradient)
-        gradient /= count()
+def _average(parameters) -> None:
+    """What DDP does behind its own backward pass; a parameter that one process did not use counts there as zero."""
+    used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8, device=parameters[0].device)
+    processes.all_reduce(used, processes.ReduceOp.MAX)
+    for parameter, anywhere in zip(parameters, used.tolist()):
+        if anywhere:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            processes.all_reduce(parameter.grad)
+            parameter.grad /= count()
