@@ -1,7 +1,7 @@
 """Another way from bytes to the pixels of views: torchvision's JPEG decoder, on the CPU or (nvJPEG) on a GPU.
 
-A run uses it on the CPU, in its loader processes (`Views` with decoder "torchvision"). For a GPU, which no run uses yet:
-workers only read the bytes (`EncodedViews`) and a whole batch is decoded, cropped and coloured where the network runs
+On a CPU the loader processes decode (`Views` with decoder "torchvision"). On a GPU they only read the bytes (`EncodedViews`,
+`encoded_views`), and a whole batch is decoded, cropped and coloured where the networks are
 (`views_on_device`). The views are drawn as ever, the pixels are not Pillow's: a box is rounded to whole pixels, the
 resampling is torch's antialiased one, a large JPEG is not decoded at a reduced scale. So the decoder belongs to a store's
 identity (`identity`) and stores of two decoders are never mixed.
