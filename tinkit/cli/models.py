@@ -99,6 +99,10 @@ def distill(images, out, resume, dry_run, **given):
             click.echo(line)
         return
     result = tinkit.distill(images, out=out, resume=resume, **settings)
+    from tinkit.host.distill.ranks import speaks
+
+    if not speaks():
+        return
     click.echo(f"run      {result.run}")
     click.echo(
         f"student  {result.student}, {result.epochs} epochs on {result.pictures} pictures, {result.seconds:.0f} s"

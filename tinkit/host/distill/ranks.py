@@ -111,6 +111,12 @@ def started_by_others() -> tuple[int, int] | None:
     return devices, world // devices
 
 
+def speaks() -> bool:
+    """Whether this process is the one that tells the user what came out: the first of those torchrun or SLURM started."""
+    environment = _environment()
+    return environment is None or environment.global_rank() == 0
+
+
 def _environment() -> ClusterEnvironment | None:
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
