@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 from recording_tensorrt import recorded, recording
+from rtx_parts import beside_us
 from small_parts import small_model, small_target
 
 from tinkit.device import tensorrt_log
@@ -370,26 +371,29 @@ def test_one_logger_a_process():
     assert recording_logger(recording("10.3.0")) is not recording_logger(trt)
 
 
-@pytest.fixture(scope="module")
-def rtx():
-    return pytest.importorskip("tensorrt_rtx_bindings", reason="the TensorRT-RTX wheels are not installed")
+def for_real(path, target):
+    """An engine by the real builder: (bytes of the plan, its timing cache, what was said)."""
+    import tensorrt_rtx_bindings as rtx
+
+    said = []
+    options = BuildOptions(workspace_mb=256, timing_cache=None, optimization_level=1)
+    built = engine_from_onnx(rtx, path, target, options, say=said.append)
+    return len(built.plan), built.timing_cache, said
 
 
 @pytest.mark.tensorrt
 @pytest.mark.parametrize(("dtype", "target"), [("float32", FP32), ("float16", FP16)])
-def test_the_real_builder_makes_an_engine(rtx, tmp_path, dtype, target):
+def test_the_real_builder_makes_an_engine(tmp_path, dtype, target):
     path = small_model(tmp_path / "model.onnx", dtype=dtype)
-    said = []
-    options = BuildOptions(workspace_mb=256, timing_cache=None, optimization_level=1)
-    built = engine_from_onnx(rtx, path, target, options, say=said.append)
-    assert len(built.plan) > 1000
-    assert built.timing_cache == b""
+    size, timing_cache, said = beside_us(for_real, path, target)
+    assert size > 1000
+    assert timing_cache == b""
     assert said[0].startswith("TensorRT-RTX 1.")
 
 
 @pytest.mark.tensorrt
-def test_the_real_parser_says_what_it_does_not_read(rtx, tmp_path):
+def test_the_real_parser_says_what_it_does_not_read(tmp_path):
     path = tmp_path / "model.onnx"
     path.write_bytes(b"not a model")
     with pytest.raises(TinkitError, match="does not read"):
-        engine_from_onnx(rtx, path, FP32, BuildOptions(timing_cache=None))
+        beside_us(for_real, path, FP32)

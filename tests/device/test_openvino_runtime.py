@@ -11,6 +11,7 @@ from onnx import TensorProto, checker, helper, numpy_helper, save
 
 from tinkit.device.openvino_runtime import OpenVinoRuntime, _check_arithmetic
 from tinkit.device.runtime import OnnxRuntime, Tensor
+from tinkit.device.signal_stack import signal_stack
 from tinkit.errors import EXIT_NO_VERDICT, CannotJudge, TinkitError
 from tinkit.fidelity import FAILED, PASSED, cosine_per_picture
 from tinkit.recipes import load_device
@@ -324,3 +325,11 @@ def test_an_output_keeps_its_name_where_openvino_folds_nodes_into_it(tmp_path):
         seen = runtime.run({"image": np.array([[-1, 0, 1, 2]], np.float32)})
     assert list(seen) == ["answer"]
     assert seen["answer"].tolist() == [[0, 0, 1, 2]]
+
+
+def test_the_thread_keeps_its_own_signal_stack(path):
+    """A model's would go with the model, and the next signal would kill the process."""
+    before = signal_stack()
+    with OpenVinoRuntime(path):
+        assert signal_stack() == before
+    assert signal_stack() == before

@@ -10,6 +10,7 @@ from int8_parts import SIZE, Net, cosines, pictures, run, small_attention, small
 from onnx import TensorProto, numpy_helper
 
 from tinkit.device.openvino_runtime import OpenVinoRuntime
+from tinkit.device.signal_stack import own_signal_stack
 from tinkit.errors import TinkitError
 from tinkit.host.export.calibration import calibrate
 from tinkit.host.export.check_build import check_build
@@ -194,7 +195,8 @@ def test_openvino_computes_in_int8(nets, tmp_path):
         int8, _ = to_int8(*nets[name], "openvino")
         onnx.save(int8, tmp_path / "int8.onnx")
         settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-        compiled = core.compile_model(core.read_model(tmp_path / "int8.onnx"), "CPU", settings)
+        with own_signal_stack():
+            compiled = core.compile_model(core.read_model(tmp_path / "int8.onnx"), "CPU", settings)
         layers = [
             {key: value.value for key, value in op.get_rt_info().items()}
             for op in compiled.get_runtime_model().get_ops()

@@ -11,6 +11,7 @@ import time
 
 from tinkit.device.fused_nodes import nodes_between
 from tinkit.device.onnx_nodes import read_graph
+from tinkit.device.signal_stack import own_signal_stack
 from tinkit.errors import TinkitError
 
 TAKEN_OFF = "/WithoutBiases"  # what a product's name ends in where its bias was split off
@@ -34,7 +35,10 @@ def openvino_layers(runtime, feeds, runs, model_path):
     openvino, (kept, made) = find_openvino(), runs
     options = {name.upper(): runtime.conditions[name] for name in OPTIONS}
     try:
-        compiled = openvino.Core().compile_model(str(model_path), "CPU", dict(options, PERF_COUNT=True, CACHE_DIR=""))
+        with own_signal_stack():
+            compiled = openvino.Core().compile_model(
+                str(model_path), "CPU", dict(options, PERF_COUNT=True, CACHE_DIR="")
+            )
         request = compiled.create_infer_request()
         for _ in range(made - kept):
             request.infer(feeds)

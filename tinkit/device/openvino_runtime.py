@@ -11,6 +11,7 @@ import warnings
 import numpy as np
 
 from tinkit.device.runtime import Tensor
+from tinkit.device.signal_stack import own_signal_stack
 from tinkit.errors import CannotJudge, TinkitError
 
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
@@ -39,7 +40,8 @@ class OpenVinoRuntime:
             raise ValueError("unknown arithmetic {!r}".format(compute))
         self._openvino = find_openvino()
         core = self._openvino.Core()
-        _check_arithmetic(core, compute)
+        with own_signal_stack():  # looking at the CPU sets one, and so does compiling
+            _check_arithmetic(core, compute)
         options = {
             "INFERENCE_PRECISION_HINT": HINTS[compute],
             "INFERENCE_NUM_THREADS": threads,
@@ -53,8 +55,9 @@ class OpenVinoRuntime:
         self._asked = model_path, threads, compute
         start = time.perf_counter()
         try:
-            model, self._writers, given = _read(self._openvino, model_path)
-            self._compiled = core.compile_model(model, "CPU", options)
+            with own_signal_stack():
+                model, self._writers, given = _read(self._openvino, model_path)
+                self._compiled = core.compile_model(model, "CPU", options)
             self._request = self._compiled.create_infer_request()
         except _errors(self._openvino) as error:
             raise TinkitError("OpenVINO does not load the model.", where=str(model_path), seen=_words(error)) from None

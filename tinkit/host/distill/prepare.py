@@ -19,7 +19,7 @@ from tinkit.host.distill import heldout
 from tinkit.host.distill.networks import make_networks, make_pair, seeded
 from tinkit.host.distill.objective import Objective, label_weight, trained_parts, wanted
 from tinkit.host.distill.pair import Pair
-from tinkit.host.distill.pictures import Found, find_labels, find_pictures, usable_numbers
+from tinkit.host.distill.pictures import Found, find_labels, find_pictures, refuse_too_few, usable_numbers
 from tinkit.host.distill.plan import Plan
 from tinkit.host.distill.ranks import Ranks
 from tinkit.host.distill.sample import Sample
@@ -198,6 +198,8 @@ def _held_out(found: Found, policy, images, seeing, stores: Stores) -> tuple[hel
     store = stores.open(views, parts=(), by_all=False)
     rows = np.setdiff1d(np.arange(len(found.held_out)), store.bad)
     found = found.without(_named(found.held_out, store))
+    if not len(found.held_out):  # none of them could be read
+        refuse_too_few(len(found.train), 0, found.pictures.root, stores.settings)
     small = AllViews(found.held_out, policy, [images], images.crop_pct, numbers=numbers, **seeing)
     pixels = torch.cat([rows[:, 0].cpu() for rows in readable(small, worker_count(stores.settings), stores.stop)])
     return heldout.HeldOut([p.name for p in found.held_out], pixels, store.features(rows, 0 * rows)), found
