@@ -11,8 +11,8 @@ import tinkit
 
 PACKAGE = Path(tinkit.__file__).parent
 MODULES = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
-BASE = [name for name in MODULES if "/" not in name]
-CLI = [name for name in MODULES if name.startswith("cli/")]
+BASE = [name for name in MODULES if "/" not in name and name != "__main__.py"]
+CLI = [name for name in MODULES if name.startswith("cli/") or name == "__main__.py"]
 DEVICE = [name for name in MODULES if name.startswith("device/")]
 HOST = [name for name in MODULES if name.startswith("host/")]
 BOARD = BASE + DEVICE

@@ -1,6 +1,6 @@
-"""`python -m tinkit`: the command line without its script, as torchrun starts it."""
-
-from tinkit.cli import main
+"""`python -m tinkit`: the command line, where a launcher such as torchrun wants a module."""
 
 if __name__ == "__main__":
+    from tinkit.cli import main
+
     main()

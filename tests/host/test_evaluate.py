@@ -164,7 +164,7 @@ def test_a_target_without_its_runtime_is_a_rehearsal_and_says_so(place):
         ({"seed": -1}, "--seed"),
         ({"corruptions": True, "corruption_pictures": 0}, "--corruption-pictures"),
         ({"ood": [7]}, "A folder is a text"),
-        ({"ood": "nowhere"}, "The folder of --ood is missing"),
+        ({"ood": "nowhere"}, "--ood: The folder is missing"),
         ({"masks": "runs/tiny/run.json"}, "The folder of --masks is a file"),
         ({"ood": ["data"]}, "is in --data too"),
         ({"domains": ["data"]}, "is in --data too"),

@@ -13,7 +13,7 @@ from pathlib import Path
 import tinkit
 
 PACKAGE = Path(tinkit.__file__).parent
-NOT_ON_A_BOARD = {"cli.py"}
+NOT_ON_A_BOARD = {"__main__.py"}  # the command line
 EARLIEST = (1980, 1, 1, 0, 0, 0)  # the first time that a zip knows
 
 # Runs on any Python from 3.4: it is there to say that one is too old. Its one line is a frame of tinkit/device/wire.py.
