@@ -63,7 +63,7 @@ def test_equal_sources_give_equal_bytes_whenever_and_wherever(tmp_path, monkeypa
 def test_it_carries_base_and_device_and_nothing_else(archive):
     names = archive.namelist()
     assert names == sorted(names)
-    expected = {f"tinkit/{path.name}" for path in PACKAGE.glob("*.py")} - {"tinkit/cli.py"}
+    expected = {f"tinkit/{path.name}" for path in PACKAGE.glob("*.py")} - {"tinkit/__main__.py"}
     expected |= {f"tinkit/device/{path.name}" for path in PACKAGE.glob("device/*.py")}
     assert set(names) == expected | {"__main__.py"}
     assert "tinkit/device/agent.py" in names
