@@ -424,6 +424,7 @@ def test_when_the_starter_is_killed_no_process_stays(job, tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.communicate(timeout=PATIENCE_S)
     wait_until(lambda: not alive(pids.values()), seconds=60)
+    assert not alive(pids.values())
 
 
 @pytest.mark.slow
