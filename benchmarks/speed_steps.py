@@ -87,7 +87,7 @@ class _prepared:
         optimizer = torch.optim.AdamW(student.parameters(), fused=True)
         views, images = self.parts.views, student.spec.preprocessing
         plan = Plan(len(views), 1, batch, 0)
-        loader = DataLoader(views, batch_sampler=plan, num_workers=self.workers, collate_fn=collate,
+        loader = DataLoader(views, batch_sampler=plan.onwards(0, 0, 1000), num_workers=self.workers, collate_fn=collate,
                             worker_init_fn=ignore_interrupt)  # fmt: skip
         times = []
         with threads(self.settings):

@@ -46,9 +46,7 @@ except TinkitError as error:
 def shares(ranks, views=2, pictures=23, batch=8, epoch=1, first=0):
     found = []
     for rank in range(ranks):
-        plan = Plan(pictures, views, batch, 5, rank, ranks)
-        plan.epoch, plan.first = epoch, first
-        found.append(list(plan))
+        found.append(list(Plan(pictures, views, batch, 5, rank, ranks).of_epoch(epoch, first)))
     return found
 
 
@@ -62,16 +60,11 @@ def test_shares_put_together_in_order_of_rank_are_the_batches_of_one_process(ran
 def test_a_plan_uses_the_pictures_it_is_given_and_no_other():
     numbers = np.array([3, 4, 8, 9, 20])
     plan = Plan(numbers, 2, 2, 0)
-    assert plan.batches == len(plan) == 2
-    seen = {picture for epoch in range(9) for batch in _epoch(plan, epoch) for picture, _ in batch}
+    assert plan.batches == len(list(plan.of_epoch(0))) == 2
+    seen = {picture for epoch in range(9) for batch in plan.of_epoch(epoch) for picture, _ in batch}
     assert seen == set(numbers)
     with pytest.raises(ValueError, match="share"):
         Plan(9, 2, 3, 0, 0, 2)
-
-
-def _epoch(plan, epoch):
-    plan.epoch = epoch
-    return list(plan)
 
 
 @pytest.mark.parametrize(

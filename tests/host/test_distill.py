@@ -97,7 +97,7 @@ def losses_of(photos, settings, tmp_path):
     assert isinstance(parts.source, Live if settings["online"] else Cached)
     distiller = distill_command.Distiller(parts.student, parts.method).train()
     found = []
-    for batch in Plan(len(parts.views), 2, 8, 0):
+    for batch in Plan(len(parts.views), 2, 8, 0).of_epoch(0):
         pixels, index, number = collate([parts.views[item] for item in batch])
         teacher = parts.source.lookup(pixels, index, number)
         images = normalise_on_device(pixels[0], parts.student.spec.preprocessing)
@@ -298,18 +298,20 @@ def test_a_flipped_byte_in_a_run_is_refused(photos, pair, tmp_path):
 
 def test_plan_covers_each_picture_once_and_alternates_views():
     plan = Plan(20, 2, 5, seed=1)
-    first = [item for batch in plan for item in batch]
-    plan.epoch = 1
-    second = [item for batch in plan for item in batch]
+    first, second = list(itertools.chain(*plan.of_epoch(0))), list(itertools.chain(*plan.of_epoch(1)))
     assert sorted(i for i, _ in first) == list(range(20))
     assert dict(first) != dict(second)
     assert all(dict(second)[i] == 1 - k for i, k in first)
     assert [i for i, _ in first] != [i for i, _ in second]
-    plan.first = 2
-    assert [item for batch in plan for item in batch] == second[10:]
-    fresh = Plan(20, 0, 5, seed=1)
-    fresh.epoch = 7
-    assert {k for batch in fresh for _, k in batch} == {7}
+    assert {k for batch in Plan(20, 0, 5, seed=1).of_epoch(7) for _, k in batch} == {7}
+
+
+def test_a_plan_goes_on_from_any_batch_to_the_last_epoch():
+    plan = Plan(20, 2, 5, seed=1)
+    whole = [batch for epoch in range(3) for batch in plan.of_epoch(epoch)]
+    assert list(plan.onwards(0, 0, 3)) == whole
+    assert list(plan.onwards(1, 2, 3)) == whole[6:]
+    assert list(plan.onwards(1, 4, 2)) == list(plan.onwards(3, 0, 3)) == []
 
 
 def test_learning_rate_warms_up_and_comes_down():

@@ -7,7 +7,9 @@ CPU, same number of threads).
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
+from itertools import islice
 
 import torch
 from lightning_fabric import Fabric
@@ -48,13 +50,13 @@ def train(
     workers = worker_count(settings)
     loader = DataLoader(
         EncodedViews(views.pictures, views.policy, views.crop_pct) if views.reads_only else views,
-        batch_sampler=plan,
+        batch_sampler=plan.onwards(state.epoch, state.batch, settings.epochs),
         num_workers=workers,
         collate_fn=collate_encoded if views.reads_only else collate,
         worker_init_fn=ignore_interrupt,
         pin_memory=fabric.device.type == "cuda",
-        generator=torch.Generator(),
-    )  # its own: loaders draw a seed every epoch
+        generator=torch.Generator(),  # its own: a loader draws a seed
+    )
     wrapped, optimizer = fabric.setup(state.distiller, state.optimizer)
     device, images = fabric.device, state.distiller.student.spec.preprocessing
     state.micro_batch = settings.micro_batch or state.micro_batch
@@ -62,31 +64,31 @@ def train(
     steps, peak = settings.epochs * plan.batches, peak_learning_rate(settings, state.distiller.student)
     state.history = state.history or []
 
-    while state.epoch < settings.epochs:
-        plan.epoch, plan.first = state.epoch, state.batch
-        wrapped.train()
-        for batch, teacher in ahead(decoded(loader, views), source):
-            began = time.monotonic()
-            pixels, index_B, number_B = refuse_broken(batch)
-            inputs = (
-                normalise_on_device(pixels[0].to(device, non_blocking=True), images),
-                teacher.to(device),
-                index_B.to(device),
-                state.step,
-                state.epoch,
-                None if labels_N is None else labels_N[index_B].to(device),
-                source.rows(index_B, number_B),
-            )
-            rate = learning_rate(state.step, steps, peak, settings)
-            refuse = partial(refuse_not_finite, state=state, views=views, index_B=index_B)
-            values = take_step(passes, inputs, wrapped, optimizer, settings.clip, rate, refuse)
-            state.step, state.batch = state.step + 1, state.batch + 1
-            if state.average is not None:
-                state.average.update(state.distiller, step=state.step)
-            taken = {"step_ms": 1e3 * (time.monotonic() - began)}
-            after_step({"step": state.step, "epoch": state.epoch, "lr": rate, **values, **taken})
-            if stop():
-                return False
-        state.epoch, state.batch = state.epoch + 1, 0
-        after_epoch()
+    with closing(ahead(decoded(loader, views), source)) as batches:  # of all epochs: the next begins while one ends
+        while state.epoch < settings.epochs:
+            wrapped.train()
+            for batch, teacher in islice(batches, plan.batches - state.batch):
+                began = time.monotonic()
+                pixels, index_B, number_B = refuse_broken(batch)
+                inputs = (
+                    normalise_on_device(pixels[0].to(device, non_blocking=True), images),
+                    teacher.to(device),
+                    index_B.to(device),
+                    state.step,
+                    state.epoch,
+                    None if labels_N is None else labels_N[index_B].to(device),
+                    source.rows(index_B, number_B),
+                )
+                rate = learning_rate(state.step, steps, peak, settings)
+                refuse = partial(refuse_not_finite, state=state, views=views, index_B=index_B)
+                values = take_step(passes, inputs, wrapped, optimizer, settings.clip, rate, refuse)
+                state.step, state.batch = state.step + 1, state.batch + 1
+                if state.average is not None:
+                    state.average.update(state.distiller, step=state.step)
+                taken = {"step_ms": 1e3 * (time.monotonic() - began)}
+                after_step({"step": state.step, "epoch": state.epoch, "lr": rate, **values, **taken})
+                if stop():
+                    return False
+            state.epoch, state.batch = state.epoch + 1, 0
+            after_epoch()
     return True
