@@ -1,6 +1,7 @@
 """`tinkit store`: what it prints, and exit codes: 0, 1 something to fix, 2 wrong command line, 3 failed, 4 not judged."""
 
 import os
+import re
 
 import pytest
 from small_store import Arithmetic, Listing, MadeViews, flip
@@ -8,6 +9,7 @@ from small_store import Arithmetic, Listing, MadeViews, flip
 from tinkit import cli as cli_module
 from tinkit.host.store import open_or_build
 from tinkit.host.store.shards import USED, file_of, journal_of
+from tinkit.host.store.size import told_size
 
 STORES = os.path.join("runs", ".stores")
 
@@ -90,15 +92,15 @@ def test_a_wrong_command_line(tinkit, arguments):
 
 
 def test_gc_tells_and_with_yes_removes(tinkit):
-    assert tinkit("store", "gc")[:2] == (0, "0 MB in 0 stores\n")
+    assert tinkit("store", "gc")[:2] == (0, "0 bytes in 0 stores\n")
     path = build()
     os.utime(os.path.join(path, USED), (0, 0))
     code, out, err = tinkit("store", "gc")
-    assert (code, out) == (0, "0 MB in 0 stores\n")
+    assert (code, out) == (0, "0 bytes in 0 stores\n")
     assert "neither --limit-gb nor --unused-days" in err
     code, out, _ = tinkit("store", "gc", "--unused-days", "1")
     assert code == 0
-    assert out.startswith(f"would go   {os.path.basename(path)}: 0 MB, not used for ")
+    assert re.match(rf"would go   {os.path.basename(path)}: \d\.\d kB, not used for ", out)
     assert os.path.exists(path)
     code, out, _ = tinkit("store", "gc", "--limit-gb", "0", "--yes")
     assert (code, out.split()[0]) == (0, "removed")
@@ -117,3 +119,11 @@ def test_merge(tinkit):
     code, _, err = tinkit("store", "merge", first, build("c", dtype="float32"), "--into", "joined")
     assert code == 1
     assert "cannot be joined" in err
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (2_960_000, "3.0 MB"), (1_240_000_000, "1.2 GB")],
+)
+def test_sizes_are_told_in_steps_of_a_thousand(count, words):
+    assert told_size(count) == words

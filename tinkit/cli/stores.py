@@ -55,14 +55,15 @@ def verify(names, root, images, teacher_weights, sample, seed):
 def gc(root, limit_gb, unused_days, yes):
     """Tell what can go: damaged stores and those of another tinkit; with a limit also the least used. --yes removes it."""
     from tinkit.host.store.collect import collect
+    from tinkit.host.store.size import told_size
 
     if limit_gb is None and unused_days is None:
         say("neither --limit-gb nor --unused-days: only what no run can use any more")
     limit = None if limit_gb is None else int(limit_gb * 1e9)
     found = collect(root or ROOT, limit, unused_days, remove=yes)
     for one in found:
-        click.echo(f"{'removed' if yes else 'would go':<10} {one.name}: {one.megabytes:.0f} MB, {one.reason}")
-    click.echo(f"{sum(one.megabytes for one in found):.0f} MB in {len(found)} stores")
+        click.echo(f"{'removed' if yes else 'would go':<10} {one.name}: {told_size(one.bytes)}, {one.reason}")
+    click.echo(f"{told_size(sum(one.bytes for one in found))} in {len(found)} stores")
 
 
 @store.command()
@@ -71,6 +72,7 @@ def gc(root, limit_gb, unused_days, yes):
 def merge(sources, into):
     """Join STOREs of the same teacher and views: parts of one store made apart, or stores of different pictures."""
     from tinkit.host.store.merge import merge
+    from tinkit.host.store.size import told_size
 
     if len(sources) < 2:
         raise errors.TinkitError(
@@ -78,4 +80,4 @@ def merge(sources, into):
         )
     found = merge(sources, into, say=say)
     state = "" if found.finished else ", not finished"
-    click.echo(f"store    {found.path}: {found.pictures} pictures, {found.megabytes:.0f} MB{state}")
+    click.echo(f"store    {found.path}: {found.pictures} pictures, {told_size(found.bytes)}{state}")

@@ -25,7 +25,7 @@ from tinkit.host.heads import check_head
 from tinkit.host.images import scan, split
 from tinkit.host.labels import require_labels
 from tinkit.host.progress import Progress
-from tinkit.host.store.size import bytes_per_row
+from tinkit.host.store.size import bytes_per_row, told_size
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,9 @@ class Estimate:
         if not self.online:
             room = "fits" if self.store_bytes < 0.95 * self.free_bytes else "DOES NOT FIT"
             lines.append(
-                f"disk     {_size(self.store_bytes)} in {self.store_root}, {_size(self.free_bytes)} are free: {room}"
+                f"disk     {told_size(self.store_bytes)} in {self.store_root}, {told_size(self.free_bytes)} are free: {room}"
             )
-        lines.append(f"memory   {_size(self.decoded_bytes)} of decoded pictures, if all of them are kept")
+        lines.append(f"memory   {told_size(self.decoded_bytes)} of decoded pictures, if all of them are kept")
         return lines
 
 
@@ -162,7 +162,3 @@ def _time(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _size(count: float) -> str:
-    return f"{count / 1e6:.1f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"

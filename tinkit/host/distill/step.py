@@ -5,7 +5,7 @@ was started before. The teacher's rows of the next batch are read while this one
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -16,7 +16,7 @@ from tinkit.host.distill.state import State
 from tinkit.host.views import Broken, Views
 
 
-def ahead(loader, source) -> Iterator[tuple]:
+def ahead(loader, source) -> Generator[tuple, None, None]:
     """(batch of the loader, its teacher features) in order; where they are only read, one batch ahead in a thread.
 
     Errors come where the batch would have come. A batch that holds a broken picture comes without features.

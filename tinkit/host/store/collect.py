@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from tinkit.errors import from_os_error
 from tinkit.host.store.listing import DAMAGED, FINISHED, OLDER, Listed, list_stores
 from tinkit.host.store.shards import IDENTITY, REMOVED, USED
+from tinkit.host.store.size import told_size
 
 DAY_S = 86_400.0
 OWN = re.compile(
@@ -56,7 +57,7 @@ def collect(
         left -= one.bytes
         found.append(Collected(one, reason))
         if say and remove:
-            say(f"feature store: removed {one.path}, {one.megabytes:.0f} MB, {reason}")
+            say(f"feature store: removed {one.path}, {told_size(one.bytes)}, {reason}")
     return found
 
 
@@ -64,7 +65,7 @@ class Collected:
     """A store that went or could go, and why."""
 
     def __init__(self, store: Listed, reason: str):
-        self.name, self.megabytes, self.reason = store.name, store.megabytes, reason
+        self.name, self.bytes, self.reason = store.name, store.bytes, reason
 
 
 def _reason(one: Listed, left, limit_bytes, unused_days, useless, now) -> str | None:

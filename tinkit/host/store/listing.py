@@ -9,6 +9,7 @@ from tinkit.errors import TinkitError
 from tinkit.host.store.identity import SCHEMA
 from tinkit.host.store.mapped import is_finished
 from tinkit.host.store.shards import IDENTITY, USED, paths_of, read_identity
+from tinkit.host.store.size import told_size
 
 FINISHED, UNFINISHED, DAMAGED, OLDER = "finished", "unfinished", "damaged", "another version"
 
@@ -30,13 +31,9 @@ class Listed:
     def name(self) -> str:
         return os.path.basename(self.path)
 
-    @property
-    def megabytes(self) -> float:
-        return self.bytes / 1e6
-
     def row(self) -> tuple[str, ...]:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.used))
-        return (self.name, self.teacher, str(self.pictures), str(self.views), self.dtype, f"{self.megabytes:,.0f} MB",
+        return (self.name, self.teacher, str(self.pictures), str(self.views), self.dtype, told_size(self.bytes),
                 self.state, used)  # fmt: skip
 
 

@@ -41,7 +41,7 @@ class Merged:
 
     path: str
     pictures: int
-    megabytes: float
+    bytes: int
     finished: bool
 
 
@@ -177,7 +177,7 @@ def _pictures(sources: list[_Source], into, say) -> Merged:
     identity = {**sources[0].identity, "pictures": pictures}
     path = os.path.join(into, files.sha256_of_json(identity)[:16])
     say(
-        f"{layout.pictures} pictures of {sum(one.layout.pictures for one in sources)} rows, {layout.total_bytes / 1e6:.0f} MB"
+        f"{layout.pictures} pictures of {sum(one.layout.pictures for one in sources)} rows, {layout.total_bytes:.0f} MB"
     )
     with files.folder_lock(path, "the feature store"):
         layout = _begun(path, contents_N32, identity, layout)
@@ -231,4 +231,4 @@ def _copy_rows(path, layout: Layout, lenders: Lenders, losses) -> None:
 
 
 def _merged(path, layout: Layout, finished: bool) -> Merged:
-    return Merged(path, layout.pictures, layout.total_bytes / 1e6, finished)
+    return Merged(path, layout.pictures, layout.total_bytes, finished)

@@ -1,10 +1,18 @@
-"""How many bytes a view's features take on disk, before anything is written."""
+"""How many bytes a view's features take on disk, before anything is written; and a number of bytes in words."""
 
 import math
 
 from tinkit.host.features import Features
 from tinkit.host.store.identity import TAP
 from tinkit.host.store.precision import packed
+
+
+def told_size(count: float) -> str:
+    """ "512 bytes", "12.9 kB", "3.0 MB", "1.2 GB": steps of a thousand."""
+    for power, unit in ((9, "GB"), (6, "MB"), (3, "kB")):
+        if count >= 10**power:
+            return f"{count / 10**power:.1f} {unit}"
+    return f"{count:.0f} bytes"
 
 
 def bytes_per_row(features: Features, dtype: str, grid: int | None = None) -> int:

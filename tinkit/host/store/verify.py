@@ -21,6 +21,7 @@ from tinkit.host.store.mapped import InUse, Shards, open_shards
 from tinkit.host.store.reader import FeatureStore
 from tinkit.host.store.reuse import NOWHERE, places_of
 from tinkit.host.store.shards import CONTENTS, Layout, read_identity
+from tinkit.host.store.size import told_size
 from tinkit.host.teacher import load_teacher
 from tinkit.host.views import AllViews, Broken, ViewPolicy
 
@@ -65,7 +66,7 @@ def _verify(path, pictures, teacher, weights, sample, seed, say: Callable[[str],
     listed = look_at(path)
     if listed.state != FINISHED:
         return Verified(listed.name, NOT_JUDGED, listed.state)
-    say(f"{listed.name}: {listed.megabytes:.0f} MB against their hashes")
+    say(f"{listed.name}: {told_size(listed.bytes)} against their hashes")
     try:
         in_use = InUse(path, stamp=False)
         identity, layout = read_identity(path)
