@@ -5,6 +5,7 @@
 What is measured, and against what (benchmarks/speed_{steps,store,road}.py):
     step     training with the store, against the bare supervised loop of the same student on the same loader (the limit)
     online   training with the store, against running the teacher at every step (ViT-S, ViT-B, ViT-L)
+    compile  the same with torch.compile and without
     store    pictures written, against the bare teacher forward on the same loader; bytes, random reads, int8's loss
     memory   peak of the process that builds a store of 1,000 to 1,000,000 made-up pictures
     start    `tinkit --help`; from the command to the first gradient, with and without the features at hand
@@ -33,6 +34,7 @@ from tinkit import files
 JOBS = {
     "step": ("mobilenetv4_conv_small", "mobilenetv3_large_100", "fastvit_t8"),
     "online": ("vit_small_patch16_224", "vit_base_patch16_224", "vit_large_patch16_224"),
+    "compile": ("mobilenetv4_conv_small",),
     "store": ("efficientnet-lite0 96", "efficientnet-lite2 260"),
     "memory": ("1000", "10000", "100000", "1000000"),
     "start": ("command",),
@@ -42,6 +44,7 @@ JOBS = {
 MEASURES = {
     "step": speed_steps.step,
     "online": speed_steps.online,
+    "compile": speed_steps.compiled,
     "store": speed_store.store,
     "memory": speed_store.memory,
     "start": speed_road.start,

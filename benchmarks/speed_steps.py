@@ -1,6 +1,9 @@
 """Steps of benchmarks/speed.py: tinkit's loop on a store, beside the bare supervised loop and beside the live teacher."""
 
+import dataclasses
+import itertools
 import os
+import tempfile
 import time
 
 from speed_turns import device, in_turns, threads
@@ -8,6 +11,7 @@ from speed_turns import device, in_turns, threads
 BATCH, ROUNDS, WARM, STEPS = 64, 5, 2, 4
 TEACHER, STUDENT_SIZE = "efficientnet-lite2", 160
 VIT_BATCH, VIT_STEPS = 16, 2
+COMPILED_STEPS = 12
 VIT_ROUNDS = {"vit_small_patch16_224": 3, "vit_base_patch16_224": 2, "vit_large_patch16_224": 1}
 
 
@@ -29,6 +33,19 @@ def online(work, teacher):
     rates = in_turns({"online": live.distil_rate, "cached": cached.distil_rate}, VIT_ROUNDS[teacher], VIT_BATCH, 1, VIT_STEPS,
                      discard=0)  # fmt: skip
     return {**rates, "batch": VIT_BATCH}
+
+
+def compiled(work, student):
+    """Seconds of single steps with torch.compile and without (before and after it), and of the first compiled one."""
+    from torch._inductor.utils import fresh_cache
+
+    prepared = _prepared(work, "some", student=student, student_size=STUDENT_SIZE, views=1, batch_size=BATCH)
+    prepared.step_times(prepared.parts.plan.batches)  # every view is met once
+    plain = prepared.step_times(WARM + COMPILED_STEPS)[WARM:]
+    with tempfile.TemporaryDirectory() as folder, fresh_cache(dir=folder):
+        times = prepared.step_times(WARM + COMPILED_STEPS, compile="on")
+    plain += prepared.step_times(WARM + COMPILED_STEPS)[WARM:]
+    return {"plain": plain, "compiled": times[WARM:], "first": times[0], "batch": BATCH, "size": STUDENT_SIZE}
 
 
 class _prepared:
@@ -58,19 +75,20 @@ class _prepared:
         return None if grid is None else grid[0] * grid[1]
 
     def distil_rate(self, batch, warm, steps):
-        """Images/s over `steps` steps of tinkit's own loop, after `warm`."""
+        """Images/s over `steps` steps of tinkit's own loop, after the first one and `warm` more."""
+        return batch * steps / sum(self.step_times(1 + warm + steps)[1 + warm :])
+
+    def step_times(self, steps, **settings):
+        """Seconds of each of the next steps of tinkit's own loop, the wait for its pictures included."""
         from tinkit.host.distill.loop import train
         from tinkit.host.distill.ranks import alone
 
-        times = []
-
-        def after_step(record):
-            times.append(time.monotonic())
-
-        with threads(self.settings):
-            train(self.state, self.parts.plan, self.parts.views, self.parts.source, self.settings, alone().fabric,
-                  after_step, lambda: None, lambda: len(times) > warm + steps)  # fmt: skip
-        return batch * steps / (times[warm + steps] - times[warm])
+        times = [time.monotonic()]
+        wanted = dataclasses.replace(self.settings, **settings)
+        with threads(wanted):
+            train(self.state, self.parts.plan, self.parts.views, self.parts.source, wanted, alone().fabric,
+                  lambda record: times.append(time.monotonic()), lambda: None, lambda: len(times) > steps)  # fmt: skip
+        return [after - before for before, after in itertools.pairwise(times)]
 
     def bare_rate(self, batch, warm, steps):
         """Images/s of the cheapest honest loop: the same loader and student, a linear head, cross-entropy, AdamW."""

@@ -5,7 +5,7 @@ import statistics
 
 def markdown(results):
     """Markdown of whatever is measured so far."""
-    sections = (_step, _online, _store, _memory, _start, _export, _scaling)
+    sections = (_step, _online, _compile, _store, _memory, _start, _export, _scaling)
     found = [section(_of(results, section.__name__[1:])) for section in sections if _of(results, section.__name__[1:])]
     return "\n\n".join(found)
 
@@ -53,6 +53,16 @@ def _online(found):
     ]
     head = ["teacher", "--online, images/s", "with the store, images/s", "times"]
     return table("With the store against the teacher at every step (goal 5 at ViT-B)", head, rows)
+
+
+def _compile(found):
+    rows = [
+        [name, spread(one["plain"], 3), spread(one["compiled"], 3), f"{one['first']:.0f}",
+         f"{statistics.median(one['plain']) / statistics.median(one['compiled']):.2f}"]
+        for name, one in found.items()
+    ]  # fmt: skip
+    head = ["student", "a step, s", "with --compile on, s", "the first one, s", "times faster"]
+    return table("torch.compile", head, rows)
 
 
 def _store(found):
