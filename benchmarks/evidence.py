@@ -23,11 +23,10 @@ import subprocess
 import sys
 import tarfile
 
+from command import run_command, write_page
 from method_pictures import lay_out as lay_out_cifar
-from method_table import write_page
 
 from tinkit import files
-from tinkit.errors import TinkitError
 
 TEACHER, TEACHER_SIZE, STUDENT, STUDENT_SIZE = "efficientnet-lite0", 96, "mobilenetv3_small_050", 64
 PER_CLASS, PER_STYLE, CORRUPTED = 300, 750, 200
@@ -302,11 +301,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit("Stopped; the same command goes on from here.")
-    except (TinkitError, RuntimeError) as error:
-        if os.environ.get("TINKIT_DEBUG"):
-            raise
-        sys.exit("; ".join(line.strip() for line in str(error).splitlines()))
+    run_command(main)

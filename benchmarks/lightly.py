@@ -23,10 +23,9 @@ import statistics
 import sys
 
 import lightly_parts as parts
-from method_table import write_page
+from command import run_command, write_page
 
 from tinkit import files
-from tinkit.errors import TinkitError
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 LENGTHS = {"lightly": (5, 10, 20), "tinkit": (5, 10, 20, 40)}  # epochs, the schedule made for each
@@ -52,12 +51,8 @@ def run(arguments, tool, epochs, how):
     if tool == "lightly":
         rate = None if how == 1 else how * DEFAULT_RATE
         parts.write_arguments(asked, parts.lightly_arguments(out, arguments.work, arguments.teacher, epochs, rate))
-        command = [
-            parts.environment(arguments.venv),
-            "-I",
-            os.path.join(HERE, "lightly_child.py"),
-            asked,
-        ]  # -I: we are not its `lightly`
+        child = os.path.join(HERE, "lightly_child.py")
+        command = [parts.environment(arguments.venv), "-I", child, asked]  # -I: we are not its `lightly`
         seen = parts.exports_seen(os.path.join(out, "exported_models", "exported_last.pt"))
     else:
         parts.write_arguments(
@@ -226,13 +221,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit("Stopped; the same command goes on from here.")
-    except RuntimeError as error:
-        sys.exit(f"Not comparable: a run ended with {error}")
-    except TinkitError as error:
-        if os.environ.get("TINKIT_DEBUG"):
-            raise
-        sys.exit("; ".join(line.strip() for line in str(error).splitlines()))
+    run_command(main)

@@ -218,7 +218,9 @@ def watched(command, cores, log, epochs_done, **extra):
     child.returncode = os.waitstatus_to_exitcode(status)
     seconds = time.monotonic() - began
     if child.returncode:
-        raise RuntimeError(f"exit code {child.returncode}: {last_line(log)} (all of it in {log})")
+        raise RuntimeError(
+            f"Not comparable: a run ended with exit code {child.returncode}: {last_line(log)} (all of it in {log})"
+        )
     busy = busy_seconds() - busy
     own = used.ru_utime + used.ru_stime
     others = max(0.0, busy - own) / max(busy, 1e-9)

@@ -15,6 +15,7 @@ import platform
 import statistics
 import time
 
+from command import run_command, write_page
 from method_rows import LABELLED, RELEASED, STUDENT, STUDENT_SIZE, TEACHER_SIZE
 
 BATCH, CLASSES, TEACHER_ARCHITECTURE = 64, 1000, "tf_efficientnet_lite0"
@@ -175,10 +176,8 @@ def main():
     print(f"{text}\n\n{conditions}")
     if arguments.write:
         title = "What a method adds to a training step"
-        page = f"# {title}\n\n`python benchmarks/method_cost.py`\n\n{text}\n\n{conditions}\n"
-        with open(arguments.write, "w", encoding="utf-8") as handle:
-            handle.write(page)
+        write_page(arguments.write, title, "python benchmarks/method_cost.py", text, conditions)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

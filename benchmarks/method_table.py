@@ -1,11 +1,8 @@
 """The table of benchmarks/methods.py, as Markdown and as JSON: a row a method, mean and sd over its seeds."""
 
-import os
 import statistics
 
 from method_rows import RATES, plan
-
-from tinkit import files
 
 # key, title, digits; the first ones are of the held-out pictures, one value a seed
 MEASURES = (
@@ -25,7 +22,6 @@ COSTS = (
     ("extra_parameters", "extra parameters", 0),
     ("peak_mb", "peak MB", 0),
 )
-BY_HAND = "<!-- from here on written by hand: --write keeps it -->"
 
 
 def summarise(rows, results, failed, budget):
@@ -100,13 +96,3 @@ def _spread(value, digits):
 
 def _number(value, digits):
     return "-" if value is None else f"{value:,.{digits}f}"
-
-
-def write_page(path, title, command, table, conditions, record):
-    """The page at `path`, and the same as JSON beside it. What was written by hand below the mark stays."""
-    tail = ""
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as handle:
-            tail = handle.read().partition(BY_HAND)[2]
-    files.write_text(path, f"# {title}\n\n`{command}`\n\n{table}\n\n{conditions}\n\n{BY_HAND}{tail or chr(10)}")
-    files.write_json(os.path.splitext(path)[0] + ".json", record)

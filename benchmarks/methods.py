@@ -27,6 +27,7 @@ import subprocess
 import sys
 import time
 
+from command import run_command, write_page
 from method_pictures import CORRUPTIONS, PARTS, lay_out, render_all
 from method_rows import (
     RATES,
@@ -41,7 +42,7 @@ from method_rows import (
     ready_jobs,
     written_runs,
 )
-from method_table import MEASURES, markdown, summarise, write_page
+from method_table import MEASURES, markdown, summarise
 
 from tinkit import files
 from tinkit.errors import TinkitError
@@ -357,11 +358,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit("Stopped; the same command goes on from here.")
-    except (TinkitError, RuntimeError) as error:  # on one line: the process above shows the last one
-        if os.environ.get("TINKIT_DEBUG"):
-            raise
-        sys.exit("; ".join(line.strip() for line in str(error).splitlines()))
+    run_command(main)

@@ -17,13 +17,12 @@ import subprocess
 import sys
 import time
 
-from method_table import write_page
+from command import run_command, write_page
 from methods import commit
 from precision_students import EPOCHS, HELD_OUT, SIZE, STUDENTS, finished, lay_out, run_folder, train
 from precision_table import goals, markdown
 
 from tinkit import files
-from tinkit.errors import TinkitError
 
 HERE = os.path.abspath(__file__)
 TARGETS = ("onnx-fp32", "onnx-fp16", "trt-bf16", "onnx-int8", "trt-int8", "openvino-fp16", "openvino-int8")
@@ -252,9 +251,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit("Stopped; the same command goes on from here.")
-    except (TinkitError, RuntimeError) as error:
-        sys.exit(str(error))
+    run_command(main)

@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from method_table import write_page
+from command import write_page
 from onnx import TensorProto, helper, numpy_helper
 from torch.nn import functional
 

@@ -21,12 +21,12 @@ import time
 import warnings
 
 import numpy as np
+from command import run_command
 from method_pictures import STYLES, _hashes, _read, _write
 from method_pictures import choose as draw
-from selection_table import markdown, summarise, write_page
+from selection_table import markdown, summarise, write
 
 from tinkit import files
-from tinkit.errors import TinkitError
 
 TEACHER = "efficientnet-lite2"
 BUDGETS = tuple(range(10, 101, 10))
@@ -226,16 +226,9 @@ def main():
     text = conditions(arguments, results)
     print(markdown(summary, SETS) + "\n\n" + text)
     if arguments.write:
-        write_page(arguments.write, summary, SETS, text)
+        write(arguments.write, summary, SETS, text)
     return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit("Stopped; the same command goes on from here.")
-    except TinkitError as error:
-        if os.environ.get("TINKIT_DEBUG"):
-            raise
-        sys.exit("; ".join(line.strip() for line in str(error).splitlines()))
+    run_command(main)

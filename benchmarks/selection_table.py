@@ -5,7 +5,7 @@ import os
 import statistics
 from xml.sax.saxutils import escape
 
-from method_table import BY_HAND
+from command import write_page
 from scipy import stats
 
 from tinkit import files
@@ -103,19 +103,15 @@ def against_random(of_set):
     return "\n".join(lines)
 
 
-def write_page(path, summary, titles, text):
+def write(path, summary, titles, text):
     """path (Markdown), and beside it .json and .svg; what was written by hand below the mark stays."""
-    tail = ""
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as handle:
-            tail = handle.read().partition(BY_HAND)[2]
     stem = os.path.splitext(path)[0]
     picture = os.path.basename(stem) + ".svg"
     said = "above: budgets at which the mean is above random's on the same pools; surely: the 95 % interval of the difference is."
-    head = "# Which pictures to label first\n\n`python benchmarks/selection.py FOLDER`"
-    body = f"{head}\n\n![What the labels bring, against their number]({picture})"
-    files.write_text(path, f"{body}\n\n{markdown(summary, titles)}\n\n{said}\n\n{text}\n\n{BY_HAND}{tail or chr(10)}")
-    files.write_json(stem + ".json", {"conditions": text, "sets": summary})
+    table = f"![What the labels bring, against their number]({picture})\n\n{markdown(summary, titles)}"
+    command = "python benchmarks/selection.py FOLDER"
+    record = {"conditions": text, "sets": summary}
+    write_page(path, "Which pictures to label first", command, table, f"{said}\n\n{text}", record)
     files.write_text(stem + ".svg", chart(summary, titles))
 
 

@@ -26,6 +26,7 @@ import sys
 import speed_road
 import speed_steps
 import speed_store
+from command import run_command, write_page
 from evidence import STYLES, ranked, write
 from speed_table import markdown
 
@@ -91,9 +92,7 @@ def main():
     text = markdown(results)
     print(text)
     if arguments.write:
-        page = f"# Speed\n\n`python benchmarks/speed.py FOLDER`\n\n{text}\n\n{conditions()}\n"
-        files.write_text(arguments.write, page)
-        files.write_json(os.path.splitext(arguments.write)[0] + ".json", results)
+        write_page(arguments.write, "Speed", "python benchmarks/speed.py FOLDER", text, conditions(), results)
 
 
 def _process(arguments, job, what):
@@ -114,4 +113,4 @@ def conditions():
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -21,12 +21,12 @@ import platform
 import subprocess
 import sys
 
+from command import run_command
 from evidence import STUDENT, STUDENT_SIZE, STYLES, TEACHER, TEACHER_SIZE, ranked, write
 from PIL import Image
 from views_table import page, save
 
 from tinkit import files
-from tinkit.errors import TinkitError
 
 VIEWS = (1, 2, 4, 8, 0)  # a picture; 0: online, a fresh one every epoch
 SETS = ("cifar10", "pacs")
@@ -196,13 +196,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit("Stopped; the same command goes on from here.")
-    except subprocess.CalledProcessError as error:
-        sys.exit(f"A run failed: {' '.join(map(str, error.cmd))}")
-    except TinkitError as error:
-        if os.environ.get("TINKIT_DEBUG"):
-            raise
-        sys.exit("; ".join(line.strip() for line in str(error).splitlines()))
+    run_command(main)

@@ -3,8 +3,8 @@
 import os
 from xml.sax.saxutils import escape
 
+from command import write_page
 from evidence import spread
-from method_table import write_page
 from selection_table import paired
 
 from tinkit import files

@@ -15,11 +15,12 @@ if not os.path.isdir(BENCHMARKS):
     pytest.skip("the benchmarks are in the checkout only", allow_module_level=True)
 sys.path.insert(0, BENCHMARKS)
 
+from command import BY_HAND, write_page  # noqa: E402
 from method_cost import BARE, interleaved_ms, table  # noqa: E402
 from method_measures import auroc, knn_accuracy, measure  # noqa: E402
 from method_pictures import CORRUPTIONS, STYLES, UNKNOWN, choose, lay_out, shrink  # noqa: E402
 from method_rows import RATES, ROWS, STUDY, Budget, Job, choose_rate, plan, ready_jobs, written_runs  # noqa: E402
-from method_table import BY_HAND, markdown, summarise, write_page  # noqa: E402
+from method_table import markdown, summarise  # noqa: E402
 from methods import taken_over, work_off  # noqa: E402
 
 from tinkit.errors import TinkitError  # noqa: E402

@@ -71,10 +71,10 @@ def test_the_page_has_its_numbers_and_keeps_what_was_written_by_hand(seeds, tmp_
     assert of_row["sd"][2] == pytest.approx(np.std(values, ddof=1))
     assert summary["pacs"]["rows"]["random"]["knn"]["over"] == [[0, 0, 0]] * 10
     path = str(tmp_path / "select.md")
-    table.write_page(path, summary, selection.SETS, "conditions")
+    table.write(path, summary, selection.SETS, "conditions")
     with open(path, "a", encoding="utf-8") as handle:
         handle.write("by hand\n")
-    table.write_page(path, summary, selection.SETS, "conditions")
+    table.write(path, summary, selection.SETS, "conditions")
     text = (tmp_path / "select.md").read_text()
     assert text.endswith("by hand\n")
     assert f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}" in text
