@@ -6,6 +6,8 @@ methods of this family work on. The local features, where both have them, get a 
 of the field compare the pooled vector alone; local_weight=0 is that). Their grid is resampled to the teacher's.
 """
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,6 +30,7 @@ class MSE(nn.Module):
     reconstruction = False
     label_weight = 0.0
     gathers = "nothing: every picture has its own term"
+    error: Callable[..., Tensor] = staticmethod(F.mse_loss)
 
     def __init__(self, pair: Pair, *, local_weight: float = 1.0):
         super().__init__()
@@ -37,11 +40,11 @@ class MSE(nn.Module):
         self.local_head = local_layer(pair) if local_weight else None
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        parts = {"global": F.mse_loss(self.global_head(batch.student.global_BD), batch.teacher.global_BD.detach())}
+        parts = {"global": self.error(self.global_head(batch.student.global_BD), batch.teacher.global_BD.detach())}
         loss = parts["global"]
         if self.local_head is not None:
             ours_BLD, theirs_BLD = local_features(batch)
-            parts["local"] = F.mse_loss(self.local_head(ours_BLD), theirs_BLD)
+            parts["local"] = self.error(self.local_head(ours_BLD), theirs_BLD)
             loss = loss + self.local_weight * parts["local"]
         return {**parts, "loss": loss}
 
