@@ -5,7 +5,7 @@
 What is measured, and against what (benchmarks/speed_{steps,store,road}.py):
     step     training with the store, against the bare supervised loop of the same student on the same loader (the limit)
     online   training with the store, against running the teacher at every step (ViT-S, ViT-B, ViT-L)
-    compile  the same with torch.compile and without
+    compile  a step with torch.compile, and with memory that is given back to the system, against the step as it is
     store    pictures written, against the bare teacher forward on the same loader; bytes, random reads, int8's loss
     memory   peak of the process that builds a store of 1,000 to 1,000,000 made-up pictures
     start    `tinkit --help`; from the command to the first gradient, with and without the features at hand

@@ -16,6 +16,7 @@ from lightning_fabric import Fabric
 from torch.utils.data import DataLoader
 
 from tinkit.host.decoders import EncodedViews, collate_encoded, decoded
+from tinkit.host.distill.memory import kept_memory
 from tinkit.host.distill.micro import Passes
 from tinkit.host.distill.plan import Plan
 from tinkit.host.distill.schedule import learning_rate, peak_learning_rate
@@ -64,7 +65,8 @@ def train(
     steps, peak = settings.epochs * plan.batches, peak_learning_rate(settings, state.distiller.student)
     state.history = state.history or []
 
-    with closing(ahead(decoded(loader, views), source)) as batches:  # of all epochs: the next begins while one ends
+    coming = ahead(decoded(loader, views), source)  # of all epochs: the next begins while one ends
+    with kept_memory(device.type), closing(coming) as batches:
         while state.epoch < settings.epochs:
             wrapped.train()
             for batch, teacher in islice(batches, plan.batches - state.batch):

@@ -14,6 +14,7 @@ import torch
 
 from tinkit.device.pictures import Unreadable, decode
 from tinkit.errors import TinkitError
+from tinkit.host.distill.memory import kept_memory
 from tinkit.host.distill.objective import Objective
 from tinkit.host.distill.schedule import make_optimizer
 from tinkit.host.distill.settings import Settings
@@ -103,7 +104,8 @@ def time_step(student, method: Objective, features: Features, labels: Labels | N
         return float(loss.detach())
 
     try:
-        return pieces * min([_timed(step)[0] for _ in range(STEPS + 1)][1:])
+        with kept_memory(device.type):
+            return pieces * min([_timed(step)[0] for _ in range(STEPS + 1)][1:])
     except torch.OutOfMemoryError as error:
         raise TinkitError(
             "A batch does not fit the GPU.",

@@ -1,0 +1,83 @@
+"""Memory of a training step: kept by the process while it trains, given back afterwards."""
+
+import ctypes
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tinkit.host.distill import memory
+from tinkit.host.distill.memory import kept_memory
+
+BLOCK = 64 << 20
+LOOK = """
+import resource, torch
+from contextlib import nullcontext
+from tinkit.host.distill.memory import kept_memory
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones({block} // 4)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+torch.ones(1)
+usual = faults()
+with kept_memory("cpu"):
+    faults()
+    kept, held = faults(), resident()
+print(usual, kept, held - resident(), faults())
+"""
+
+glibc = pytest.mark.skipif(memory._glibc() is None, reason="no glibc")
+
+
+@glibc
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
+def test_blocks_stay_while_it_trains_and_go_back_afterwards():
+    code = LOOK.format(block=BLOCK)
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    usual, kept, given_back, after = map(int, done.stdout.split())
+    assert kept < usual / 10
+    assert given_back > BLOCK / 2
+    assert after > usual / 2
+
+
+@glibc
+def test_an_error_inside_gives_it_back_too(monkeypatch):
+    told = []
+    monkeypatch.setattr(memory, "_glibc", lambda: Told(told))
+    with pytest.raises(ZeroDivisionError), kept_memory("cpu"):
+        raise ZeroDivisionError
+    assert told[0] == (memory.MMAP_MAX, 0)
+    assert (memory.MMAP_MAX, memory.DEFAULT_MMAP_MAX) in told
+    assert told[-1] == "trimmed"
+
+
+def test_a_gpu_and_another_c_library_are_left_alone(monkeypatch):
+    told = []
+    monkeypatch.setattr(memory, "_glibc", lambda: Told(told))
+    with kept_memory("cuda"):
+        assert told == []
+    monkeypatch.undo()
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
+    with kept_memory("cpu"):
+        pass
+    assert told == []
+
+
+class Told:
+    """A C library that only remembers."""
+
+    def __init__(self, told):
+        self.told = told
+
+    def mallopt(self, parameter, value):
+        self.told.append((parameter, value))
+
+    def malloc_trim(self, _):
+        self.told.append("trimmed")
