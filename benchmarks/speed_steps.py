@@ -112,8 +112,8 @@ class _prepared:
         import torch
         from torch.utils.data import DataLoader
 
-        from tinkit.host.distill.memory import kept_memory
         from tinkit.host.distill.plan import Plan
+        from tinkit.host.memory import kept_memory
         from tinkit.host.store import ignore_interrupt
         from tinkit.host.student import build_student
         from tinkit.host.views import collate, normalise_on_device
@@ -126,7 +126,7 @@ class _prepared:
         loader = DataLoader(views, batch_sampler=plan.onwards(0, 0, 1000), num_workers=self.workers, collate_fn=collate,
                             worker_init_fn=ignore_interrupt)  # fmt: skip
         times = []
-        with threads(self.settings), kept_memory(device()):
+        with threads(self.settings), kept_memory():
             for (pixels, *_), index_B, _ in loader:
                 with torch.autocast(device(), torch.bfloat16, enabled=device() == "cuda"):
                     logits_BC = _head_only(student, normalise_on_device(pixels.to(device()), images))

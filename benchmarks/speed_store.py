@@ -19,8 +19,14 @@ def store(work, teacher):
     teacher = load_teacher(name, size=int(size)).to(device())
     rounds = 3
     part = pictures[: min(len(pictures), 2000)]
-    rates = in_turns({"bare": lambda: _bare_teacher(part, teacher), "written": lambda: _written(work, part, teacher)[0]},
-                     rounds)  # fmt: skip
+    rates = in_turns(
+        {
+            "bare": lambda: _bare_teacher(part, teacher),
+            "written": lambda: _written(work, part, teacher)[0],
+            "given back": lambda: _given_back(work, part, teacher),
+        },
+        rounds,
+    )
     rate, kept = _written(work, pictures, teacher)
     random = np.random.default_rng(0)
     reads = []
@@ -42,11 +48,12 @@ def _all_views(pictures, teacher):
 def _bare_teacher(pictures, teacher):
     from torch.utils.data import DataLoader
 
+    from tinkit.host.memory import kept_memory
     from tinkit.host.store import ignore_interrupt
     from tinkit.host.views import collate
 
     began = time.monotonic()
-    with threads():
+    with threads(), kept_memory():
         for pixels in DataLoader(_all_views(pictures, teacher), batch_size=64, num_workers=workers(), collate_fn=collate,
                                  worker_init_fn=ignore_interrupt):  # fmt: skip
             teacher.features(pixels.flatten(0, 1), ("local",))
@@ -65,6 +72,15 @@ def _written(work, pictures, teacher, **options):
     with threads():
         kept = open_or_build(root, teacher, _all_views(pictures, teacher), workers=workers(), **options)
     return len(pictures) / (time.monotonic() - began), kept
+
+
+def _given_back(work, pictures, teacher):
+    """Pictures/s of a store that is written while memory goes back to the system after every batch."""
+    from contextlib import nullcontext
+    from unittest import mock
+
+    with mock.patch("tinkit.host.store.build.kept_memory", nullcontext):
+        return _written(work, pictures, teacher)[0]
 
 
 def _bytes(kept, pictures):

@@ -71,11 +71,13 @@ def _store(found):
         int8 = one["int8"]
         rows.append([
             name, spread(one["bare"]), spread(one["written"]), spread(ratios(one["written"], one["bare"]), 2),
-            f"{one['pictures']} in {one['pictures'] / one['whole']:.0f} s", f"{one['bytes'] / 1e3:.1f} kB",
+            spread(one["given back"]), f"{one['pictures']} in {one['pictures'] / one['whole']:.0f} s",
+            f"{one['bytes'] / 1e3:.1f} kB",
             spread(one["reads"], 0), f"{int8['bytes'] / 1e3:.1f} kB",
             f"{int8['global']['worst']:.5f}, {int8['local']['worst']:.5f}",
         ])  # fmt: skip
-    head = ["teacher", "bare forward, pictures/s", "written, pictures/s", "ratio", "whole", "a picture (float16)",
+    head = ["teacher", "bare forward, pictures/s", "written, pictures/s", "ratio",
+            "written, memory given back", "whole", "a picture (float16)",
             "random reads, rows/s", "a picture (int8)", "int8: worst cosine, global and local"]  # fmt: skip
     return table("The store: against the bare teacher forward (goal 0.95)", head, rows)
 

@@ -16,7 +16,6 @@ from lightning_fabric import Fabric
 from torch.utils.data import DataLoader
 
 from tinkit.host.decoders import EncodedViews, collate_encoded, decoded
-from tinkit.host.distill.memory import kept_memory
 from tinkit.host.distill.micro import Passes
 from tinkit.host.distill.plan import Plan
 from tinkit.host.distill.schedule import learning_rate, peak_learning_rate
@@ -25,6 +24,7 @@ from tinkit.host.distill.source import FeatureSource
 from tinkit.host.distill.state import State
 from tinkit.host.distill.step import ahead, compiled, refuse_not_finite, take_step
 from tinkit.host.distill.threads import worker_count
+from tinkit.host.memory import kept_memory
 from tinkit.host.store import ignore_interrupt
 from tinkit.host.views import Views, collate, normalise_on_device, refuse_broken
 
@@ -66,7 +66,7 @@ def train(
     state.history = state.history or []
 
     coming = ahead(decoded(loader, views), source)  # of all epochs: the next begins while one ends
-    with kept_memory(device.type), closing(coming) as batches:
+    with kept_memory(), closing(coming) as batches:
         while state.epoch < settings.epochs:
             wrapped.train()
             for batch, teacher in islice(batches, plan.batches - state.batch):

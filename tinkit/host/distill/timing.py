@@ -14,7 +14,6 @@ import torch
 
 from tinkit.device.pictures import Unreadable, decode
 from tinkit.errors import TinkitError
-from tinkit.host.distill.memory import kept_memory
 from tinkit.host.distill.objective import Objective
 from tinkit.host.distill.schedule import make_optimizer
 from tinkit.host.distill.settings import Settings
@@ -22,6 +21,7 @@ from tinkit.host.distill.state import Distiller
 from tinkit.host.features import Features
 from tinkit.host.images import Picture
 from tinkit.host.labels import Labels
+from tinkit.host.memory import kept_memory
 from tinkit.host.views import AllViews, Broken, ViewPolicy, Views, normalise_on_device
 
 PICTURES, STEPS = 16, 3
@@ -104,7 +104,7 @@ def time_step(student, method: Objective, features: Features, labels: Labels | N
         return float(loss.detach())
 
     try:
-        with kept_memory(device.type):
+        with kept_memory():
             return pieces * min([_timed(step)[0] for _ in range(STEPS + 1)][1:])
     except torch.OutOfMemoryError as error:
         raise TinkitError(

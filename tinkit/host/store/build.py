@@ -15,6 +15,7 @@ import torch
 
 from tinkit.errors import TinkitError, from_os_error
 from tinkit.host.features import LOCAL_ONLY, Features, resample_grid
+from tinkit.host.memory import kept_memory
 from tinkit.host.store.identity import TAP
 from tinkit.host.store.pixels import Pixels, rendered
 from tinkit.host.store.precision import DTYPES, SCALE, measured_loss, packed
@@ -97,7 +98,7 @@ def fill(job: Job, layout: Layout, folder, own: range, lenders: Lenders, tick, s
     """
     writers: list[ShardWriter] = []
     try:
-        with Writing() as writing:
+        with kept_memory(), Writing() as writing:
             asked = deque[Batch]()
             batches = _noted(_batches(job, layout, folder, own, lenders, tick, writers, writing), asked)
             for pixels in rendered(job.views, (batch.missing for batch in batches), job.workers, stop):
