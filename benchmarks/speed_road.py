@@ -107,45 +107,39 @@ def export(work, student):
 
 
 def scaling(work, student):
-    """Images/s of one process on one core and of two on two, one thread and no loader process each; the same batch."""
-    found = {"1": [], "2": []}
+    """Images/s of one process on one core, of two on two, and of two runs that know nothing of each other, together.
+
+    One thread and no loader process each; the two share a batch of the same size. The last is what the machine can give.
+    """
+    found = {"1": [], "2": [], "apart": []}
     for number in range(3):
-        for devices in found:
-            rate = _trained_on(work, student, devices)
+        for how in found:
+            rate = _trained_on(work, student, how)
             if number:
-                found[devices].append(rate)
+                found[how].append(rate)
     return {**found, "batch": BATCH, "size": 128}
 
 
-def _trained_on(work, student, devices):
-    """Images/s that run.json tells after two epochs, on the cores 0..devices-1."""
+def _trained_on(work, student, how):
+    """Images/s that run.json tells after two epochs, the sum of both runs where there are two."""
+    runs = {"1": [("1", "0")], "2": [("2", "0,1")], "apart": [("1", "0"), ("1", "1")]}[how]
+    outs = [os.path.join(work, "runs", f"scaling-{how}-{number}") for number in range(len(runs))]
+    started = [_start(work, student, out, *run) for out, run in zip(outs, runs)]
+    if any(process.wait() for process in started):
+        raise RuntimeError(f"a run on {how} did not end well")
+    return sum(files.read_json(os.path.join(out, "run.json"), "The run")["timings"]["images_per_s"] for out in outs)
+
+
+def _start(work, student, out, devices, cores):
     import shutil
 
-    out = os.path.join(work, "runs", f"scaling-{devices}")
     shutil.rmtree(out, ignore_errors=True)
-    command = [
-        sys.executable,
-        "-m",
-        "tinkit",
-        "distill",
-        os.path.join(work, "some"),
-        "--devices",
-        devices,
-        "--out",
-        out,
-    ]
-    command += [
-        "--student",
-        student,
-        "--student-size",
-        "128",
-        "--teacher",
-        "efficientnet-lite0",
-        "--teacher-size",
-        "128",
-    ]
-    command += ["--views", "1", "--epochs", "2", "--workers", "0", "--batch-size", str(BATCH)]
-    cores = "0" if devices == "1" else "0,1"
-    subprocess.run(["taskset", "-c", cores, *command], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                   env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
-    return files.read_json(os.path.join(out, "run.json"), "The run")["timings"]["images_per_s"]
+    teacher = ["--teacher", "efficientnet-lite0", "--teacher-size", "128"]
+    training = ["--views", "1", "--epochs", "2", "--workers", "0", "--batch-size", str(BATCH), "--devices", devices]
+    command = [sys.executable, "-m", "tinkit", "distill", os.path.join(work, "some"), "--out", out, *teacher, *training]
+    return subprocess.Popen(
+        ["taskset", "-c", cores, *command, "--student", student, "--student-size", "128"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )

@@ -19,14 +19,8 @@ def store(work, teacher):
     teacher = load_teacher(name, size=int(size)).to(device())
     rounds = 3
     part = pictures[: min(len(pictures), 2000)]
-    rates = in_turns(
-        {
-            "bare": lambda: _bare_teacher(part, teacher),
-            "written": lambda: _written(work, part, teacher)[0],
-            "given back": lambda: _given_back(work, part, teacher),
-        },
-        rounds,
-    )
+    rates = in_turns({"bare": lambda: _bare_teacher(part, teacher), "written": lambda: _written(work, part, teacher)[0]},
+                     rounds)  # fmt: skip
     rate, kept = _written(work, pictures, teacher)
     random = np.random.default_rng(0)
     reads = []
@@ -35,6 +29,7 @@ def store(work, teacher):
         began = time.monotonic()
         kept.features(rows, 0 * rows)
         reads.append(64 / (time.monotonic() - began))
+    rates.update(in_turns({"given back": lambda: _given_back(work, part, teacher)}, rounds))
     return {**rates, "whole": rate, "pictures": len(pictures), "reads": reads[10:], "bytes": _bytes(kept, len(pictures)),
             "int8": _int8(work, part[:500], teacher)}  # fmt: skip
 
@@ -91,19 +86,10 @@ def _bytes(kept, pictures):
 
 
 def _int8(work, pictures, teacher):
-    """Bytes a picture as int8, and the cosine of each row to its float16 one: mean and worst."""
-    import numpy as np
-    import torch
-
-    rows = np.arange(len(pictures))
-    exact = _written(work, pictures, teacher)[1].features(rows, 0 * rows)
+    """Bytes a picture as int8, and the cosine of each vector to what the teacher said: mean and worst, as tinkit tells it."""
     kept = _written(work, pictures, teacher, dtype="int8")[1]
-    close = kept.features(rows, 0 * rows)
-    found = {"bytes": _bytes(kept, len(pictures))}
-    for name, one, other in (("global", exact.global_BD, close.global_BD), ("local", exact.local_BLD, close.local_BLD)):
-        cosines = torch.nn.functional.cosine_similarity(one, other, dim=-1)
-        found[name] = {"mean": float(cosines.mean()), "worst": float(cosines.min())}
-    return found
+    loss = {name: {"mean": one.cosine_mean, "worst": one.cosine_worst} for name, one in kept.loss.items()}
+    return {"bytes": _bytes(kept, len(pictures)), **loss}
 
 
 def memory(work, count):

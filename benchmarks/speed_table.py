@@ -122,7 +122,10 @@ def _export(found):
 
 def _scaling(found):
     rows = [
-        [name, spread(one["1"]), spread(one["2"]), spread(ratios(one["2"], one["1"]), 2)] for name, one in found.items()
-    ]
-    head = ["student", "one process, one core, images/s", "two processes, two cores, images/s", "times"]
+        [name, spread(one["1"]), spread(one["2"]), spread(ratios(one["2"], one["1"]), 2), spread(one["apart"]),
+         spread(ratios(one["2"], one["apart"]), 2)]
+        for name, one in found.items()
+    ]  # fmt: skip
+    head = ["student", "one process, one core, images/s", "two processes, two cores, images/s", "times",
+            "two runs apart, together", "share of it"]  # fmt: skip
     return table("Many devices: gloo, the same batch", head, rows)
