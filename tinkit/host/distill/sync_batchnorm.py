@@ -122,9 +122,8 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, values, weight_C, bias_C, eps):
-        axes = [axis for axis in range(values.ndim) if axis != 1]
         own = values.numel() // values.shape[1]
-        own_var_C, own_mean_C = torch.var_mean(values.detach(), axes, correction=0)
+        own_mean_C, own_var_C = torch.batch_norm_update_stats(values.detach(), None, None, 0.0)  # biased
         own_var_C, own_mean_C = own_var_C.double(), own_mean_C.double()
         square_C = own_var_C + own_mean_C**2
         count, mean_C, square_C = _sum_over_processes(torch.ones_like(own_mean_C), own_mean_C, square_C, times=own)
@@ -132,30 +131,33 @@ class _Normalise(torch.autograd.Function):
         mean_C = mean_C / count
         var_C = (square_C / count - mean_C**2).clamp(min=0)
         scale_C = (var_C + eps).rsqrt()
-        ctx.save_for_backward(values, weight_C, mean_C.to(values), scale_C.to(values), count)
+        ctx.save_for_backward(values, weight_C, mean_C, scale_C, count)
+        ctx.eps, ctx.own = eps, own
         out = F.batch_norm(values, mean_C.to(values), var_C.to(values), weight_C, bias_C, False, 0.0, eps)
         ctx.mark_non_differentiable(mean_C, var_C, count)
         return out, mean_C, var_C, count
 
     @staticmethod
     def backward(ctx, gradient, *_):
+        """torch's own kernel, in one pass, as if there were this process alone; then what the others change of it.
+
+        With n = (values - mean) * scale: own = weight * scale * (gradient - mean_own(gradient) - n mean_own(gradient n)), and
+        the means are to be those of all. So two numbers a channel are missing, one of them times n.
+        """
         values, weight_C, mean_C, scale_C, count = ctx.saved_tensors
-        axes = [axis for axis in range(values.ndim) if axis != 1]
         shape = [-1 if axis == 1 else 1 for axis in range(values.ndim)]
-        normal = (values - mean_C.view(shape)) * scale_C.view(shape)
-        bias_gradient_C = gradient.sum(axes)
-        weight_gradient_C = (gradient * normal).sum(axes)
-        sums_C, products_C = _sum_over_processes(bias_gradient_C.double(), weight_gradient_C.double())
-        inner = (
-            gradient - (sums_C / count).to(values).view(shape) - normal * (products_C / count).to(values).view(shape)
-        )
-        factor_C = scale_C if weight_C is None else scale_C * weight_C
-        return (
-            inner * factor_C.view(shape),
-            None if weight_C is None else weight_gradient_C,
-            None if weight_C is None else bias_gradient_C,
-            None,
-        )
+        ones_C = torch.ones_like(mean_C).to(values)
+        inner, products_C, sums_C = torch.ops.aten.native_batch_norm_backward(
+            gradient, values, ones_C if weight_C is None else weight_C, None, None, mean_C.to(values), scale_C.to(values),
+            True, ctx.eps, [True, True, True],
+        )  # fmt: skip
+        own_C = torch.stack([sums_C.double(), products_C.double()])
+        missing_C = own_C / ctx.own - _sum_over_processes(*own_C) / count
+        factor_C = scale_C if weight_C is None else scale_C * weight_C.double()
+        slope_C = factor_C * missing_C[1] * scale_C
+        offset_C = factor_C * missing_C[0] - slope_C * mean_C
+        inner.add_(offset_C.to(values).view(shape)).addcmul_(values, slope_C.to(values).view(shape))
+        return inner, None if weight_C is None else products_C, None if weight_C is None else sums_C, None
 
 
 def _sum_over_processes(*rows_C: Tensor, times: int = 1) -> Tensor:
