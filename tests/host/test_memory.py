@@ -14,7 +14,6 @@ from tinkit.host.memory import kept_memory
 BLOCK = 64 << 20
 LOOK = """
 import resource, torch
-from contextlib import nullcontext
 from tinkit.host.memory import kept_memory
 
 def resident():
