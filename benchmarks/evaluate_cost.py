@@ -19,6 +19,7 @@ import sys
 import tarfile
 import time
 
+from command import write_page
 from evidence import STYLES, ranked, write
 
 from tinkit import files
@@ -87,12 +88,10 @@ def main():
         files.write_json(saved, _process(arguments))
     first = files.read_json(saved, "The first run")
     again = [_process(arguments) for _ in range(arguments.repeats)]
-    text = table(first, again) + "\n\n" + conditions(arguments)
-    print(text)
+    text, told = table(first, again), conditions(arguments)
+    print(text + "\n\n" + told)
     if arguments.write:
-        files.write_text(
-            arguments.write, f"# What an evaluation costs\n\n`python benchmarks/evaluate_cost.py FOLDER`\n\n{text}\n"
-        )
+        write_page(arguments.write, "What an evaluation costs", "python benchmarks/evaluate_cost.py FOLDER", text, told)
 
 
 def _distil(work):

@@ -79,7 +79,7 @@ def method_step(settings, images_BCHW, teacher):
 
     def step():
         nonlocal count
-        distiller(images_BCHW, teacher, index_B, count, 0, labels_B)["loss"].backward()
+        distiller(images_BCHW, teacher, index_B, count, 0, labels_B, index_B)["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
         count += 1

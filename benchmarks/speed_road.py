@@ -109,33 +109,40 @@ def export(work, student):
 def scaling(work, student):
     """Images/s of one process on one core, of two on two, and of two runs that know nothing of each other, together.
 
-    One thread and no loader process each; the two share a batch of the same size. The last is what the machine can give.
+    One thread and no loader process each; the two share a batch of the same size, with one batch norm for both and with
+    one each (another training). Two runs apart are what the machine can give.
     """
-    found = {"1": [], "2": [], "apart": []}
-    for number in range(3):
-        for how in found:
-            rate = _trained_on(work, student, how)
-            if number:
-                found[how].append(rate)
-    return {**found, "batch": BATCH, "size": 128}
+    return {
+        **in_turns({how: lambda how=how: _trained_on(work, student, how) for how in RUNS}, 2),
+        "batch": BATCH,
+        "size": 128,
+    }
+
+
+RUNS = {  # how -> (cores, options of tinkit distill) of each run
+    "1": [("0", ["--devices", "1"])],
+    "2": [("0,1", ["--devices", "2"])],
+    "2, a batch norm each": [("0,1", ["--devices", "2", "--no-sync-batchnorm"])],
+    "apart": [("0", ["--devices", "1"]), ("1", ["--devices", "1"])],
+}
 
 
 def _trained_on(work, student, how):
     """Images/s that run.json tells after two epochs, the sum of both runs where there are two."""
-    runs = {"1": [("1", "0")], "2": [("2", "0,1")], "apart": [("1", "0"), ("1", "1")]}[how]
-    outs = [os.path.join(work, "runs", f"scaling-{how}-{number}") for number in range(len(runs))]
-    started = [_start(work, student, out, *run) for out, run in zip(outs, runs)]
-    if any(process.wait() for process in started):
-        raise RuntimeError(f"a run on {how} did not end well")
+    outs = [os.path.join(work, "runs", f"scaling-{number}") for number in range(len(RUNS[how]))]
+    started = [_start(work, student, out, *run) for out, run in zip(outs, RUNS[how])]
+    codes = [process.wait() for process in started]
+    if any(codes):
+        raise RuntimeError(f"scaling, {how}: exit codes {codes}")
     return sum(files.read_json(os.path.join(out, "run.json"), "The run")["timings"]["images_per_s"] for out in outs)
 
 
-def _start(work, student, out, devices, cores):
+def _start(work, student, out, cores, options):
     import shutil
 
     shutil.rmtree(out, ignore_errors=True)
     teacher = ["--teacher", "efficientnet-lite0", "--teacher-size", "128"]
-    training = ["--views", "1", "--epochs", "2", "--workers", "0", "--batch-size", str(BATCH), "--devices", devices]
+    training = ["--views", "1", "--epochs", "2", "--workers", "0", "--batch-size", str(BATCH), *options]
     command = [sys.executable, "-m", "tinkit", "distill", os.path.join(work, "some"), "--out", out, *teacher, *training]
     return subprocess.Popen(
         ["taskset", "-c", cores, *command, "--student", student, "--student-size", "128"],

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import os
+import resource
 import tempfile
 import time
 
@@ -12,6 +13,7 @@ BATCH, ROUNDS, WARM, STEPS = 64, 5, 2, 4
 TEACHER, STUDENT_SIZE = "efficientnet-lite2", 160
 VIT_BATCH, VIT_STEPS = 16, 2
 COMPILED_STEPS = 12
+HOW = ("plain", "given back", "compiled")
 VIT_ROUNDS = {"vit_small_patch16_224": 3, "vit_base_patch16_224": 2, "vit_large_patch16_224": 1}
 
 
@@ -36,8 +38,8 @@ def online(work, teacher):
 
 
 def compiled(work, student):
-    """Seconds of tinkit's single steps: as they are (before, between and after), with the memory of each step given back to
-    the system, and with torch.compile, whose first one is told apart."""
+    """Seconds and page faults of tinkit's single steps: as they are (before, between and after), with the memory of each step
+    given back to the system, and with torch.compile, whose first one is told apart."""
     from contextlib import nullcontext
     from unittest import mock
 
@@ -45,21 +47,22 @@ def compiled(work, student):
 
     prepared = _prepared(work, "some", student=student, student_size=STUDENT_SIZE, views=1, batch_size=BATCH)
     prepared.step_times(prepared.parts.plan.batches)  # every view is met once
-    plain = prepared.step_times(WARM + COMPILED_STEPS)[WARM:]
+    times, faults = {name: [] for name in HOW}, {name: [] for name in HOW}
+
+    def measure(how, **settings):
+        found = prepared.steps(WARM + COMPILED_STEPS, **settings)
+        times[how] += [seconds for seconds, _ in found[WARM:]]
+        faults[how] += [count for _, count in found[WARM:]]
+        return found[0][0]
+
+    measure("plain")
     with mock.patch("tinkit.host.distill.loop.kept_memory", nullcontext):
-        given_back = prepared.step_times(WARM + COMPILED_STEPS)[WARM:]
-    plain += prepared.step_times(WARM + COMPILED_STEPS)[WARM:]
+        measure("given back")
+    measure("plain")
     with tempfile.TemporaryDirectory() as folder, fresh_cache(dir=folder):
-        times = prepared.step_times(WARM + COMPILED_STEPS, compile="on")
-    plain += prepared.step_times(WARM + COMPILED_STEPS)[WARM:]
-    return {
-        "plain": plain,
-        "given back": given_back,
-        "compiled": times[WARM:],
-        "first": times[0],
-        "batch": BATCH,
-        "size": STUDENT_SIZE,
-    }
+        first = measure("compiled", compile="on")
+    measure("plain")
+    return {**times, "faults": faults, "first": first, "batch": BATCH, "size": STUDENT_SIZE}
 
 
 class _prepared:
@@ -92,17 +95,24 @@ class _prepared:
         """Images/s over `steps` steps of tinkit's own loop, after the first one and `warm` more."""
         return batch * steps / sum(self.step_times(1 + warm + steps)[1 + warm :])
 
-    def step_times(self, steps, **settings):
+    def step_times(self, steps):
         """Seconds of each of the next steps of tinkit's own loop, the wait for its pictures included."""
+        return [seconds for seconds, _ in self.steps(steps)]
+
+    def steps(self, steps, **settings):
+        """(seconds, page faults of this process) of each of the next steps of tinkit's own loop."""
         from tinkit.host.distill.loop import train
         from tinkit.host.distill.ranks import alone
 
-        times = [time.monotonic()]
+        def now():
+            return time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+        marks = [now()]
         wanted = dataclasses.replace(self.settings, **settings)
         with threads(wanted):
             train(self.state, self.parts.plan, self.parts.views, self.parts.source, wanted, alone().fabric,
-                  lambda record: times.append(time.monotonic()), lambda: None, lambda: len(times) > steps)  # fmt: skip
-        return [after - before for before, after in itertools.pairwise(times)]
+                  lambda record: marks.append(now()), lambda: None, lambda: len(marks) > steps)  # fmt: skip
+        return [(after[0] - before[0], after[1] - before[1]) for before, after in itertools.pairwise(marks)]
 
     def bare_rate(self, batch, warm, steps):
         """Images/s of the cheapest honest loop: the same loader and student, a linear head, cross-entropy, AdamW.

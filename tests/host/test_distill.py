@@ -19,7 +19,7 @@ from small_pair import SMALL, STUDENT, stopped_after, teacher_weights
 import tinkit
 from tinkit import files
 from tinkit.errors import Interrupted, TinkitError
-from tinkit.host.distill import checkpoint
+from tinkit.host.distill import checkpoint, loop
 from tinkit.host.distill import command as distill_command
 from tinkit.host.distill import prepare as prepare_module
 from tinkit.host.distill.plan import Plan
@@ -312,6 +312,20 @@ def test_a_plan_goes_on_from_any_batch_to_the_last_epoch():
     assert list(plan.onwards(0, 0, 3)) == whole
     assert list(plan.onwards(1, 2, 3)) == whole[6:]
     assert list(plan.onwards(1, 4, 2)) == list(plan.onwards(3, 0, 3)) == []
+
+
+def test_one_loader_serves_all_epochs(photos, pair, tmp_path, monkeypatch):
+    started = []
+
+    class Counted(loop.DataLoader):
+        def __iter__(self):
+            started.append(self)
+            return super().__iter__()
+
+    monkeypatch.setattr(loop, "DataLoader", Counted)
+    result = tinkit.distill(photos, out=tmp_path / "run", **{**pair, "epochs": 3})
+    assert [entry["epoch"] for entry in load_run(result.run).record["history"]] == [1, 2, 3]
+    assert len(started) == 1
 
 
 def test_learning_rate_warms_up_and_comes_down():

@@ -146,9 +146,8 @@ class _Normalise(torch.autograd.Function):
         """
         values, weight_C, mean_C, scale_C, count = ctx.saved_tensors
         shape = [-1 if axis == 1 else 1 for axis in range(values.ndim)]
-        ones_C = torch.ones_like(mean_C).to(values)
         inner, products_C, sums_C = torch.ops.aten.native_batch_norm_backward(
-            gradient, values, ones_C if weight_C is None else weight_C, None, None, mean_C.to(values), scale_C.to(values),
+            gradient, values, weight_C, None, None, mean_C.to(values), scale_C.to(values),
             True, ctx.eps, [True, True, True],
         )  # fmt: skip
         own_C = torch.stack([sums_C.double(), products_C.double()])
